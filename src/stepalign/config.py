@@ -1,0 +1,127 @@
+"""Frozen dataclasses from nested plain values: what YAML files and command lines say."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def override(value: T, changes: Mapping[str, Any], prefix: str = "") -> T:
+    """A frozen dataclass with some fields changed, nested like the dataclass itself.
+
+    Raises ValueError for an unknown field, naming the nearest, and for a value that does not fit its field.
+    """
+    hints = typing.get_type_hints(type(value))
+    new: dict[str, Any] = {}
+    for key, change in changes.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            raise ValueError(f"there is no field {path}{nearest(path, [f'{prefix}{name}' for name in hints])}")
+        if not dataclasses.is_dataclass(hints[key]):
+            new[key] = _convert(change, hints[key], path)
+        elif isinstance(change, Mapping):
+            new[key] = override(getattr(value, key), change, f"{path}.")
+        else:
+            raise ValueError(f"{path} has fields of its own, such as {path}.{_first_field(hints[key])}; got {change!r}")
+    return dataclasses.replace(value, **new)  # type: ignore[type-var]
+
+
+def parse_flags(words: Sequence[str]) -> dict[str, Any]:
+    """`--a.b 1 --c x y` (or `--a.b=1`) as {"a": {"b": 1}, "c": ["x", "y"]}, values read as YAML reads them."""
+    changes: dict[str, Any] = {}
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if not word.startswith("--") or len(word) == 2:
+            raise ValueError(f"expected --field value, got {word!r}")
+        flag, _, inline = word[2:].partition("=")
+        values = [inline] if "=" in word else []
+        index += 1
+        while index < len(words) and not words[index].startswith("--"):
+            values.append(words[index])
+            index += 1
+        if not values:
+            raise ValueError(f"--{flag} needs a value")
+        *parents, last = flag.replace("-", "_").split(".")
+        target = changes
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ValueError(f"--{flag} sets a field of --{parent}, which already has a value")
+        read = [_read(item) for item in values]
+        target[last] = read[0] if len(read) == 1 else read
+    return changes
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (nearest: ...)" with the known words most like this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
+    return f" (nearest: {', '.join(close)})" if close else ""
+
+
+def to_plain(value: Any) -> Any:
+    """A dataclass as nested dicts and lists."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: to_plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text else text
+    except yaml.YAMLError:
+        return text
+
+
+def _first_field(kind: Any) -> str:
+    return dataclasses.fields(kind)[0].name
+
+
+def _convert(value: Any, hint: Any, path: str) -> Any:
+    """The value as the type a field is annotated with, where nothing is lost."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None or value == "None":
+            if type(None) in arguments:
+                return None
+            raise ValueError(f"{path} cannot be empty")
+        return _convert(value, next(kind for kind in arguments if kind is not type(None)), path)
+    if typing.get_origin(hint) is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{path} is one of {', '.join(map(str, arguments))}; got {value!r}")
+    if typing.get_origin(hint) is tuple:
+        items = list(value) if isinstance(value, list | tuple) else [value]
+        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
+        if len(items) != len(kinds):
+            raise ValueError(f"{path} takes {len(kinds)} values, got {len(items)}")
+        return tuple(_convert(item, kind, path) for item, kind in zip(items, kinds, strict=True))
+    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    if hint in NUMBERS:
+        number = _number(value, hint)
+        if number is not None:
+            return number
+        raise ValueError(f"{path} is {NUMBERS[hint]}; got {value!r}")
+    raise ValueError(f"{path} cannot be {value!r}")
+
+
+def _number(value: Any, hint: type) -> bool | int | float | None:
+    if hint is bool or isinstance(value, bool):
+        return value if hint is bool and isinstance(value, bool) else None
+    try:
+        number = float(value)  # YAML reads 1e-4 as text
+    except (TypeError, ValueError):
+        return None
+    if hint is int:
+        return int(number) if number.is_integer() else None
+    return number

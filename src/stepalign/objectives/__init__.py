@@ -1,0 +1,1 @@
+"""Losses over comparisons, one file per family."""

@@ -1,0 +1,155 @@
+"""SPO (arXiv 2406.04314 eq. 4) and GradSPO (Tee et al., NeurIPS 2025, eq. 12) as one family.
+
+With delta = eps_theta(x_t) - eps_ref(x_t), both guided, and z the noises of the two candidates, every member is,
+unclipped,
+
+    loss = softplus(beta · kappa_t · mean[delta ⊙ (z⁺ − z⁻)]),       kappa_t = 2 · a_t · g_t · sqrt(1 − abar_t)
+
+because both compare eps with targets T = base − g_t sqrt(1 − abar_t) z whose base cancels between the two. The mean
+is over c, h, w (the papers print a sum; beta = 10 belongs to the mean).
+
+    method      a_t                    g_t
+    SPO         A(t) = c_t²/(2 σ_t²)   B(t) = σ_t / (c_t sqrt(1 − abar_t)),     so kappa_t = c_t / σ_t
+    GradSPO     1                      gamma
+    min-SNR     min(SNR_t, 5) / SNR_t  gamma
+    P2          1 / (1 + SNR_t)        gamma
+
+Numbers: in Stable Diffusion's schedule with 20 steps and eta = 1, at t = 501: sigma = .429, A = .196, B = 1.88 and
+kappa = .626 (SPO). For one latent entry with delta = .2, z⁺ = 1, z⁻ = −.5, kappa = .5 and beta = 10 the loss is
+softplus(10 · .5 · .2 · 1.5) = softplus(1.5) = 1.701.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from stepalign.batch import StepComparisons
+from stepalign.protocols import Metrics, Policy, Sampler
+
+Weighting = Literal["spo", "gradspo", "min-snr", "p2"]
+MIN_SNR_CAP = 5.0
+"""The cap of Hang et al. (arXiv 2303.09556)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepwise:
+    """A stepwise preference loss; see the module's docstring for the mathematics."""
+
+    weighting: Weighting = "gradspo"
+    """How timesteps weigh: "spo" (eq. 4), "gradspo" (uniform in the target), "min-snr" or "p2" (GradSPO Table 8)."""
+    beta: float = 10.0
+    """Inverse temperature of the preference model, on a mean over latent entries."""
+    gamma: float = 0.5
+    """Length of GradSPO's guidance step; "spo" has its own B(t) and ignores it."""
+    trust_region: Literal["clamp", "rms"] | None = "rms"
+    """"clamp": each likelihood ratio is clamped to 1 ± clip, as in the released programs; "rms": a comparison whose
+    rms(delta) exceeds the radius gives no gradient; None: the papers' equations as printed."""
+    clip: float = 0.1
+    """Half-width of "clamp"."""
+    radius: float = 0.309
+    """Limit of rms(delta) for "rms"; sqrt(ln 1.1) = .309 is where "clamp" with clip = .1 stops GradSPO."""
+    noise: Literal["max-min", "separate"] = "max-min"
+    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius), ("clip", self.clip)):
+            if value <= 0:
+                raise ValueError(f"objective.{name} must be positive, got {value}")
+
+    def __call__(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> tuple[Float[Tensor, " b"], Metrics]:
+        """One loss per comparison and its metrics: margin, accuracy, rms_delta, outside."""
+        if batch.x_t.shape[1] != 1:
+            raise ValueError("the stepwise loss compares two ways to leave one x_t; this batch has two parents each")
+        x_t, t = batch.x_t[:, 0], batch.t
+        with torch.no_grad():
+            eps_ref = sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="reference"), x_t, t)
+            base = self._base(policy, sampler, batch)
+        eps = sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="policy"), x_t, t)
+
+        noise = batch.noise
+        if self.noise == "max-min":
+            half = (noise[:, 0] - noise[:, 1]) / 2
+            noise = torch.stack([half, -half], 1)
+        delta = eps - eps_ref
+        weight = target_weight(self.weighting, sampler, t).to(delta)[:, None]
+        step = self.guidance_step(sampler, t).to(delta)[:, None]
+        log_ratio = -2 * weight * step * (delta[:, None] * noise).mean((2, 3, 4))
+        if base is not None:
+            quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3))
+            log_ratio = clamp_log_ratio(log_ratio - weight * quadratic[:, None], self.clip)
+        margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])
+        loss = F.softplus(-margin)
+
+        rms_delta = delta.detach().square().mean((1, 2, 3)).sqrt()
+        if base is None:
+            outside = rms_delta > self.radius
+        else:
+            low, high = clip_limits(self.clip)
+            outside = ((log_ratio.detach() <= low) | (log_ratio.detach() >= high)).all(1)
+        if self.trust_region == "rms":
+            loss = torch.where(outside, loss.detach(), loss)
+        metrics = {
+            "margin": margin.detach(),
+            "accuracy": (margin.detach() > 0).to(margin.dtype),
+            "rms_delta": rms_delta,
+            "outside": outside.to(margin.dtype),
+        }
+        return loss, metrics
+
+    def guidance_step(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
+        if self.weighting == "spo":
+            return sampler.sigma(t) / sampler.noise_response(t)
+        return self.gamma * (1 - sampler.alpha_bar(t)).sqrt()
+
+    def kappa(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """kappa_t, in float64: the whole weight of a timestep in the unclipped loss."""
+        return 2 * target_weight(self.weighting, sampler, t) * self.guidance_step(sampler, t)
+
+    def _base(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> Float[Tensor, "b c h w"] | None:
+        """What the clamp's targets start from: the average's prediction (GradSPO) or the one sampled with (SPO)."""
+        if self.trust_region != "clamp":
+            return None
+        x_t, t = batch.x_t[:, 0], batch.t
+        if self.weighting == "spo":
+            return sampler.predict_eps(batch.prediction[:, 0], x_t, t)
+        return sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="average"), x_t, t)
+
+
+SPO = Stepwise(weighting="spo", trust_region="clamp", noise="separate")
+"""SPO as released: its clamp, and targets that keep their own noise."""
+GRADSPO = Stepwise(weighting="gradspo", trust_region="clamp", noise="max-min")
+"""GradSPO as released; `replace(GRADSPO, trust_region="rms")` is the same without the third forward pass."""
+
+
+def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """a_t, the weight of the squared distance to the target."""
+    alpha_bar = sampler.alpha_bar(t)
+    snr = alpha_bar / (1 - alpha_bar)
+    match weighting:
+        case "spo":
+            return (sampler.noise_response(t) / sampler.sigma(t)) ** 2 / 2
+        case "gradspo":
+            return torch.ones_like(snr)
+        case "min-snr":
+            return snr.clamp_max(MIN_SNR_CAP) / snr
+        case "p2":
+            return 1 / (1 + snr)
+    assert_never(weighting)
+
+
+def clip_limits(clip: float) -> tuple[float, float]:
+    """ln(1 - clip) and ln(1 + clip)."""
+    return math.log1p(-clip), math.log1p(clip)
+
+
+def clamp_log_ratio(log_ratio: Float[Tensor, "b 2"], clip: float) -> Float[Tensor, "b 2"]:
+    """ln of the likelihood ratios clamped to [1 - clip, 1 + clip]; outside, the gradient is exactly zero."""
+    return log_ratio.clamp(*clip_limits(clip))

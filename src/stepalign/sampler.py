@@ -1,0 +1,159 @@
+"""A denoising step is a distribution: DDIM with noise (Song et al., arXiv 2010.02502).
+
+Notation: t -> p is one step, `alpha_bar` the cumulative alpha, alpha = alpha_bar_t / alpha_bar_p. Coefficients are
+kept in float64 and cast to the sample's dtype where they meet it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseSchedule:
+    """What a base model was trained with, from its own scheduler config."""
+
+    alphas_cumprod: Float[Tensor, " steps"]
+    """Float64, one per training timestep."""
+    final_alpha_cumprod: float
+    """The cumulative alpha that the last step leads to: alphas_cumprod[0], or 1 with `set_alpha_to_one`."""
+    prediction_type: PredictionType
+    timesteps: tuple[int, ...]
+    """The sampling grid, from high noise to low."""
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianStep:
+    """One denoising step: x_prev ~ N(mean, std² I)."""
+
+    mean: Float[Tensor, "b c h w"]
+    std: Float[Tensor, " b"]
+
+    def sample(self, noise: Float[Tensor, "b k c h w"]) -> Float[Tensor, "b k c h w"]:
+        """k ways to take the step, one per noise."""
+        return self.mean[:, None] + self.std[:, None, None, None, None] * noise
+
+    def mean_log_prob(self, x_prev: Float[Tensor, "b k c h w"]) -> Float[Tensor, "b k"]:
+        """The log-density of each x_prev divided by the number of latent entries; needs std > 0."""
+        squares = (x_prev - self.mean[:, None]).square().mean((2, 3, 4))
+        std = self.std[:, None]
+        return -squares / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+class DDIM:
+    """DDIM sampling with noise scale eta; eta = 1 is ancestral sampling, 0 the deterministic ODE.
+
+    A step from t to p has
+        x0   = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t)
+        var  = eta² (1 - abar_p) / (1 - abar_t) (1 - abar_t / abar_p)
+        mean = sqrt(abar_p) x0 + sqrt(1 - abar_p - var) eps.
+    The last step leads to timestep 0, whose cumulative alpha the schedule gives.
+    """
+
+    def __init__(self, schedule: NoiseSchedule, *, eta: float = 1.0) -> None:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta is between 0 (deterministic) and 1 (ancestral), got {eta}")
+        self.schedule = schedule
+        self.eta = eta
+        alphas = schedule.alphas_cumprod.double()
+        grid = list(schedule.timesteps)
+        alpha_t = alphas[grid]
+        alpha_p = torch.cat([alphas[grid[1:]], torch.tensor([schedule.final_alpha_cumprod], dtype=torch.float64)])
+        variance = eta**2 * (1 - alpha_p) / (1 - alpha_t) * (1 - alpha_t / alpha_p)
+        self._alphas = alphas
+        self._alpha_p = alpha_p
+        self._sigma = variance.sqrt()
+        self._direction = (1 - alpha_p - variance).clamp_min(0).sqrt()
+        self._response = (alpha_p * (1 - alpha_t) / alpha_t).sqrt() - self._direction
+        self._step_of = torch.full((len(alphas),), -1)
+        self._step_of[grid] = torch.arange(len(grid))
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """From high noise to low."""
+        return self.schedule.timesteps
+
+    def previous(self, t: int) -> int:
+        """The timestep that a step from t leads to; 0 after the last."""
+        step = self.timesteps.index(t) + 1
+        return self.timesteps[step] if step < len(self.timesteps) else 0
+
+    def is_stochastic(self, t: int) -> bool:
+        """Whether the step from t has noise to choose: not with eta = 0, nor into a final alpha of 1."""
+        return self._sigma[self.timesteps.index(t)].item() > 0
+
+    def alpha_bar(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The cumulative alpha of any training timestep, in float64."""
+        return self._alphas[t.cpu()].to(t.device)
+
+    def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The step's standard deviation, in float64."""
+        return self._at_step(self._sigma, t)
+
+    def noise_response(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """c_t = -d mean / d eps = sqrt(abar_p (1 - abar_t) / abar_t) - sqrt(1 - abar_p - var), in float64."""
+        return self._at_step(self._response, t)
+
+    def transition(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> GaussianStep:
+        """The step from x_t under a prediction of the model's own kind; t must lie on the grid."""
+        x_0 = self.predict_x0(prediction, x_t, t)
+        eps = self.predict_eps(prediction, x_t, t)
+        alpha_p = self._at_step(self._alpha_p, t)
+        mean = _like(alpha_p.sqrt(), x_t) * x_0 + _like(self._at_step(self._direction, t), x_t) * eps
+        return GaussianStep(mean, self.sigma(t).to(x_t.dtype))
+
+    def predict_x0(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The clean sample that a prediction at any training timestep implies."""
+        alpha = self.alpha_bar(t)
+        signal, noise = _like(alpha.sqrt(), x_t), _like((1 - alpha).sqrt(), x_t)
+        match self.schedule.prediction_type:
+            case "epsilon":
+                return (x_t - noise * prediction) / signal
+            case "v_prediction":
+                return signal * x_t - noise * prediction
+            case "sample":
+                return prediction
+
+    def predict_eps(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The noise that a prediction at any training timestep implies."""
+        alpha = self.alpha_bar(t)
+        signal, noise = _like(alpha.sqrt(), x_t), _like((1 - alpha).sqrt(), x_t)
+        match self.schedule.prediction_type:
+            case "epsilon":
+                return prediction
+            case "v_prediction":
+                return signal * prediction + noise * x_t
+            case "sample":
+                return (x_t - signal * prediction) / noise
+
+    def add_noise(
+        self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise."""
+        alpha = self.alpha_bar(t)
+        return _like(alpha.sqrt(), x_0) * x_0 + _like((1 - alpha).sqrt(), x_0) * noise
+
+    def _at_step(self, table: Float[Tensor, " n"], t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        steps = self._step_of[t.cpu()]
+        if (steps < 0).any():
+            wrong = t.cpu()[steps < 0][0].item()
+            raise ValueError(f"t = {wrong} is not on the sampling grid {self.timesteps}")
+        return table[steps].to(t.device)
+
+
+def _like(values: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+    return values.to(x.dtype)[:, None, None, None]

@@ -1,0 +1,52 @@
+"""Where random numbers come from: generators that integers decide, so that a draw depends on nothing before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class Purpose(IntEnum):
+    """What numbers are drawn for; keeps the draws of one seed apart."""
+
+    PROMPT_ORDER = 1
+    ROLLOUT = 2
+    COMPARISON_ORDER = 3
+    EVALUATION = 4
+    JUDGE_TRAINING = 5
+    JUDGE_DATA = 6
+
+
+def generator_for(seed: int, purpose: Purpose, *key: int) -> torch.Generator:
+    """The generator of a seed, a purpose and non-negative integers; on the CPU, so that devices agree."""
+    state = np.random.SeedSequence((seed, purpose, *key)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+class PromptNoise:
+    """The random numbers of a rollout, each prompt's from its own generator.
+
+    What a prompt draws depends on its generator alone, not on the prompts beside it.
+    """
+
+    def __init__(self, generators: Sequence[torch.Generator], *, device: torch.device | str = "cpu") -> None:
+        self._generators = list(generators)
+        self._device = torch.device(device)
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
+        """Standard normal float32 numbers of the given shape for every prompt."""
+        rows = [torch.randn(shape, generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(self._device)
+
+    def choice(self, k: int) -> Int[Tensor, " b"]:
+        """One of 0 ... k-1 for every prompt, uniformly."""
+        rows = [torch.randint(k, (), generator=generator) for generator in self._generators]
+        return torch.stack(rows).to(self._device)
