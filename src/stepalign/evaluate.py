@@ -1,0 +1,65 @@
+"""What training changed: images of held-out prompts from the same seeds, before and after, scored in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stepalign.batch import Conditioning
+from stepalign.protocols import Decode, Denoiser, Judge, Metric, Sampler
+from stepalign.rollout import sample
+from stepalign.seeding import PromptNoise, Purpose, generator_for
+from stepalign.statistics import paired_difference
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Images of prompts and their scores by metric."""
+
+    images: Float[Tensor, "n 3 h w"]
+    """In [0, 1], on the CPU."""
+    scores: dict[str, Float[Tensor, " n"]]
+
+
+@torch.no_grad()
+def generate(
+    denoise: Denoiser,
+    sampler: Sampler,
+    judge: Judge,
+    *,
+    prompts: list[str],
+    encode: Callable[[list[str]], Conditioning],
+    decode: Decode,
+    latent_shape: tuple[int, int, int],
+    metrics: dict[str, Metric],
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+    tick: Callable[[int], None] = lambda num: None,
+) -> Generated:
+    """One image per prompt, image i from its own generator at any batch size, with the judge's score of the sample at
+    timestep 0 and every metric's of the image."""
+    images: list[Tensor] = []
+    scores: dict[str, list[Tensor]] = {name: [] for name in ("judge", *metrics)}
+    for start in range(0, len(prompts), batch_size):
+        chunk = prompts[start : start + batch_size]
+        rows = range(start, start + len(chunk))
+        noise = PromptNoise([generator_for(seed, Purpose.EVALUATION, row) for row in rows], device=device)
+        x_0 = sample(denoise, sampler, cond=encode(chunk), latent_shape=latent_shape, noise=noise)
+        image = (decode(x_0) / 2 + 0.5).clamp(0, 1).cpu()
+        zero = torch.zeros(len(chunk), dtype=torch.long, device=device)
+        scores["judge"].append(judge(x_0, x_0, zero, chunk).cpu())
+        for name, metric in metrics.items():
+            scores[name].append(metric(image, chunk).cpu())
+        images.append(image)
+        tick(len(chunk))
+    return Generated(torch.cat(images), {name: torch.cat(rows) for name, rows in scores.items()})
+
+
+def compare(base: Generated, aligned: Generated) -> dict[str, dict[str, object]]:
+    """For every metric: base and aligned mean, paired difference, and its 95 % interval over prompts."""
+    return {name: asdict(paired_difference(base.scores[name], aligned.scores[name])) for name in base.scores}

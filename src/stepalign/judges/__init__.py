@@ -1,0 +1,1 @@
+"""Judges: `(x_t, x_0, t, prompts) -> scores`, one file each."""

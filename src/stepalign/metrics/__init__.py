@@ -1,0 +1,1 @@
+"""Metrics: `(images in [0, 1], prompts) -> scores`, larger is better, one file each."""

@@ -1,0 +1,1 @@
+"""Base models: one file per family, each loading a network, its text encoders, its VAE and its noise schedule."""

@@ -1,0 +1,166 @@
+"""One network: the base model with a LoRA adapter, its reference and its running average.
+
+The policy is the adapter "policy", the average the adapter "average", the reference the network with adapters off.
+Nothing is copied but adapter weights.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from stepalign.batch import Conditioning, cat
+from stepalign.protocols import Denoiser, Role
+
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class GuidedNetwork:
+    """A denoising network under classifier-free guidance, the negative conditioning given once.
+
+    Calling it gives eps_neg + guidance_scale (eps_cond - eps_neg) in float32, both halves in one forward pass;
+    with guidance_scale 1 only the conditional half is run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        negative: Conditioning,
+        guidance_scale: float,
+        autocast: torch.dtype | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        if guidance_scale < 1:
+            raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {guidance_scale}")
+        self.network = network
+        self.guidance_scale = guidance_scale
+        self.negative = negative
+        self.autocast = autocast
+        self.max_batch = max_batch
+        """Samples at once when no gradient is needed; None for all."""
+
+    @property
+    def passes(self) -> int:
+        """Network evaluations per prediction: 2 under guidance, else 1."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]:
+        if self.max_batch is None or torch.is_grad_enabled() or len(x_t) <= self.max_batch:
+            return self._predict(x_t, t, cond)
+        rows = [slice(start, start + self.max_batch) for start in range(0, len(x_t), self.max_batch)]
+        return torch.cat([self._predict(x_t[row], t[row], cond[row]) for row in rows])
+
+    def _predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        if self.guidance_scale == 1:
+            return self._forward(x_t, t, cond)
+        negative = self.negative.map(lambda value: value.expand(len(x_t), *value.shape[1:]).to(x_t.device))
+        both = self._forward(torch.cat([x_t, x_t]), torch.cat([t, t]), cat([negative, cond]))
+        uncond, conditional = both.chunk(2)
+        return uncond + self.guidance_scale * (conditional - uncond)
+
+    def _forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        extra = {}
+        if cond.pooled is not None:
+            extra["added_cond_kwargs"] = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
+        weights = next(self.network.parameters()).dtype
+        with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+            return self.network(
+                x_t.to(weights), t, encoder_hidden_states=cond.tokens.to(weights), **extra
+            ).sample.float()
+
+
+class LoraPolicy:
+    """A guided network whose attention projections carry a trained adapter and its average.
+
+    Adapters start as nothing: A ~ N(0, 1/rank), B = 0, alpha = rank, drawn from `seed`; the average starts as a copy.
+    """
+
+    def __init__(
+        self, guided: GuidedNetwork, *, rank: int, seed: int, target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    ) -> None:
+        if rank < 1:
+            raise ValueError(f"lora rank must be at least 1, got {rank}")
+        self.guided = guided
+        self.rank = rank
+        self.calls: Counter[Role] = Counter()
+        """Samples through the network by role; guidance counts twice."""
+        network = guided.network.requires_grad_(False)
+        config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=list(target_modules))
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second adapter is meant
+            torch.manual_seed(seed)
+            for name in ("policy", "average"):
+                inject_adapter_in_model(config, network, adapter_name=name)
+        self._layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+        if not self._layers:
+            raise ValueError(f"no layer of the network is named {', '.join(target_modules)}; nothing can be trained")
+        network.eval()
+        self.adapter = self._adapter("policy")
+        self.average = self._adapter("average")
+        for tensor in [*self.adapter.values(), *self.average.values()]:
+            tensor.data = tensor.data.float()
+        self.update_average(0.0)
+        self._activate("policy")
+
+    def predict(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, role: Role
+    ) -> Float[Tensor, "b c h w"]:
+        """A guided prediction; gradients flow for the role "policy" only."""
+        self.calls[role] += self.guided.passes * len(x_t)
+        if role == "policy":
+            return self.guided(x_t, t, cond)
+        with torch.no_grad(), self._as(role):
+            return self.guided(x_t, t, cond)
+
+    def denoiser(self, role: Role) -> Denoiser:
+        """The policy in one role, as a denoiser for sampling."""
+
+        def denoise(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+            return self.predict(x_t, t, cond, role=role)
+
+        return denoise
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """average <- decay * average + (1 - decay) * policy, over adapter weights."""
+        for average, online in zip(self.average.values(), self.adapter.values(), strict=True):
+            average.lerp_(online, 1 - decay)
+
+    @torch.no_grad()
+    def load(self, *, adapter: dict[str, Tensor], average: dict[str, Tensor]) -> None:
+        """Take over saved adapter weights; raises ValueError when they are not this policy's."""
+        for own, saved in ((self.adapter, adapter), (self.average, average)):
+            if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
+                raise ValueError("the saved adapter is of another network or rank")
+            for name, tensor in own.items():
+                tensor.copy_(saved[name])
+
+    def _adapter(self, name: str) -> dict[str, Tensor]:
+        """An adapter's weights under peft's names, without the adapter's own."""
+        marker = f".{name}."
+        found = self.guided.network.named_parameters()
+        return {key.replace(marker, "."): value for key, value in found if "lora_" in key and marker in key}
+
+    @contextmanager
+    def _as(self, role: Role) -> Iterator[None]:
+        self._activate(role)
+        try:
+            yield
+        finally:
+            self._activate("policy")
+
+    def _activate(self, role: Role) -> None:
+        for layer in self._layers:
+            layer.enable_adapters(role != "reference")
+            layer.set_adapter(["average" if role == "average" else "policy"], inference_mode=role != "policy")

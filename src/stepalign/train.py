@@ -1,0 +1,272 @@
+"""The loop: experience in, adapter out. A round samples with pools, pairs their candidates and trains on the pairs.
+
+What a round does is decided by the recipe's seed and the round's number alone; processes share its prompts and sum
+their gradients, so that their number changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+
+from stepalign.batch import Conditioning, Pairing, StepComparisons, cat, pair
+from stepalign.checkpoint import RunState
+from stepalign.prompts import PromptStream
+from stepalign.protocols import Judge, Objective, Role, Sampler, TrainablePolicy
+from stepalign.rollout import Branching, rollout
+from stepalign.seeding import PromptNoise, Purpose, generator_for
+
+Tick = Callable[[str, int, int], None]
+"""Called with "sample" or "train", how much of that phase is done and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a run collects comparisons and learns from them."""
+
+    num_rounds: int = 1000
+    """Rounds of sampling and training."""
+    prompts_per_round: int = 40
+    """Prompts sampled each round, by all processes together."""
+    sample_batch: int = 10
+    """Prompts sampled at once by one process."""
+    comparisons_per_update: int = 40
+    """Comparisons behind one optimizer step, over all processes; a round's are split as evenly as this allows."""
+    train_batch: int = 10
+    """Comparisons in one forward and backward pass of one process."""
+    sample_with: Role = "policy"
+    """Who samples: "policy" (SPO) or the running "average" (GradSPO)."""
+    pairing: Pairing = "best-worst"
+    """What stands for z⁺ - z⁻: "best-worst", "all-k" (every candidate votes) or "two-random"."""
+    min_gap: float = 0.3
+    """Comparisons whose two candidates the judge tells apart by less, P(best) - P(worst), are not trained on."""
+    learning_rate: float = 6e-5
+    weight_decay: float = 1e-4
+    max_grad_norm: float | None = None
+    """Gradient clipping; the papers' programs configure 1.0 without effect."""
+    average_decay: float = 0.9
+    """Of the running average, after every optimizer step."""
+
+    def __post_init__(self) -> None:
+        counts = ("num_rounds", "prompts_per_round", "sample_batch", "comparisons_per_update", "train_batch")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"training.average_decay must be in [0, 1), got {self.average_decay}")
+        if self.learning_rate <= 0:
+            raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """A round's comparisons on this process, a list entry per branching step, and which of them train."""
+
+    steps: list[StepComparisons]
+    ids: dict[tuple[int, int], tuple[int, int]]
+    """(prompt position, step) -> (entry of `steps`, row)."""
+    num_pools: int
+    judge_scores: list[float]
+    """Of the last step's candidates."""
+
+    def take(self, ids: list[tuple[int, int]]) -> StepComparisons:
+        """The comparisons with these ids as one batch."""
+        return cat([self.steps[entry][[row]] for entry, row in (self.ids[key] for key in ids)])
+
+
+class Trainer:
+    """A run in progress. `round()` does the next round; `state()` is all it takes to go on elsewhere."""
+
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        sampler: Sampler,
+        judge: Judge,
+        objective: Objective,
+        *,
+        encode: Callable[[list[str]], Conditioning],
+        prompts: list[str],
+        latent_shape: tuple[int, int, int],
+        branching: Branching,
+        config: Training,
+        seed: int,
+        loss_scaling: bool = False,
+    ) -> None:
+        self.policy = policy
+        self.sampler = sampler
+        self.judge = judge
+        self.objective = objective
+        self.encode = encode
+        self.stream = PromptStream(prompts, seed=seed)
+        self.latent_shape = latent_shape
+        self.branching = branching
+        self.config = config
+        self.seed = seed
+        self.processes = PartialState()
+        self.parameters = list(policy.adapter.values())
+        self.device = self.parameters[0].device
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=loss_scaling)
+        self.num_rounds = self.num_updates = self.num_comparisons = 0
+        self.seconds = 0.0
+        self.calls: Counter[str] = Counter()
+        self._judged = judge.num_images
+
+    def round(self, tick: Tick = lambda phase, done, total: None) -> dict[str, object]:
+        """Do one round and return its row of metrics."""
+        start = time.perf_counter()
+        experience = self._collect(tick)
+        self.count("sampling")
+        updates = self._schedule(sorted(gather_object(list(experience.ids))))
+        rows: list[dict[str, float]] = []
+        grad_norms = []
+        for index, ids in enumerate(updates):
+            grad_norms.append(self._update(experience, ids, rows))
+            tick("train", index + 1, len(updates))
+        self.count("training")
+        self.num_rounds += 1
+        self.num_comparisons += sum(len(ids) for ids in updates)
+        self.seconds += time.perf_counter() - start
+        return self._summarise(experience, gather_object(rows), grad_norms)
+
+    def state(self) -> RunState:
+        """What `restore` takes on any number of processes."""
+        return RunState(
+            num_rounds=self.num_rounds,
+            num_updates=self.num_updates,
+            num_comparisons=self.num_comparisons,
+            seconds=self.seconds,
+            calls=dict(self.calls),
+            adapter={name: tensor.detach().cpu() for name, tensor in self.policy.adapter.items()},
+            average={name: tensor.detach().cpu() for name, tensor in self.policy.average.items()},
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+        )
+
+    def restore(self, state: RunState) -> None:
+        """Go on from a saved state."""
+        self.policy.load(adapter=state.adapter, average=state.average)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.scaler.load_state_dict(state.scaler)
+        self.num_rounds, self.num_updates = state.num_rounds, state.num_updates
+        self.num_comparisons, self.seconds = state.num_comparisons, state.seconds
+        self.calls = Counter(state.calls)
+
+    def _collect(self, tick: Tick) -> Experience:
+        """Sample this process's share of the round's prompts and pair every pool."""
+        config, rank, world = self.config, self.processes.process_index, self.processes.num_processes
+        first = self.num_rounds * config.prompts_per_round
+        positions = list(range(first, first + config.prompts_per_round))[rank::world]
+        chunks = [positions[i : i + config.sample_batch] for i in range(0, len(positions), config.sample_batch)]
+        steps: list[StepComparisons] = []
+        ids: dict[tuple[int, int], tuple[int, int]] = {}
+        judge_scores: list[float] = []
+        num_pools = done = 0
+        for chunk in chunks:
+            prompts = [self.stream[position] for position in chunk]
+
+            def on_step() -> None:
+                nonlocal done
+                done += 1
+                tick("sample", done, len(chunks) * len(self.sampler.timesteps))
+
+            pools, _ = rollout(
+                self.policy.denoiser(config.sample_with),
+                self.sampler,
+                self.judge,
+                cond=self.encode(prompts),
+                prompts=prompts,
+                latent_shape=self.latent_shape,
+                noise=PromptNoise([generator_for(self.seed, Purpose.ROLLOUT, p) for p in chunk], device=self.device),
+                branching=self.branching,
+                on_step=on_step,
+            )
+            for step, pool in enumerate(pools):
+                comparisons, sure = pair(pool.candidates, rule=config.pairing, min_gap=config.min_gap)
+                rows = sure.nonzero()[:, 0].tolist()
+                ids.update({(chunk[row], step): (len(steps), row) for row in rows})
+                steps.append(comparisons)
+                num_pools += len(chunk)
+            if pools:
+                judge_scores.extend(pools[-1].candidates.scores.flatten().tolist())
+        return Experience(steps, ids, num_pools, judge_scores)
+
+    def _schedule(self, ids: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """All processes' comparisons shuffled together and split into updates of nearly equal size."""
+        if not ids:
+            return []
+        order = torch.randperm(
+            len(ids), generator=generator_for(self.seed, Purpose.COMPARISON_ORDER, self.num_rounds)
+        ).tolist()
+        num_updates = -(-len(ids) // self.config.comparisons_per_update)
+        bounds = [len(ids) * i // num_updates for i in range(num_updates + 1)]
+        return [[ids[i] for i in order[low:high]] for low, high in pairwise(bounds)]
+
+    def _update(self, experience: Experience, ids: list[tuple[int, int]], rows: list[dict[str, float]]) -> float:
+        """One optimizer step on the mean loss over `ids`, some of them this process's; returns the gradient norm."""
+        own = [key for key in ids if key in experience.ids]
+        for start in range(0, len(own), self.config.train_batch):
+            batch = experience.take(own[start : start + self.config.train_batch])
+            losses, metrics = self.objective(self.policy, self.sampler, batch)
+            self.scaler.scale(losses.sum() / len(ids)).backward()
+            columns = {"loss": losses.detach(), "t": batch.t, **metrics}
+            values = [column.tolist() for column in columns.values()]
+            rows.extend(dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if self.processes.num_processes > 1:
+                parameter.grad = reduce(parameter.grad, "sum")
+        self.scaler.unscale_(self.optimizer)
+        limit = self.config.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, float("inf") if limit is None else limit)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.policy.update_average(self.config.average_decay)
+        self.num_updates += 1
+        return norm.item()
+
+    def count(self, phase: str) -> None:
+        """Book the work of all processes since the last count: network calls under a phase, and judged images."""
+        work = {f"{phase}_{role}": number for role, number in self.policy.calls.items()}
+        work["judge_images"] = self.judge.num_images - self._judged
+        for counts in gather_object([work]):
+            self.calls.update(counts)
+        self.policy.calls.clear()
+        self._judged = self.judge.num_images
+
+    def _summarise(
+        self, experience: Experience, rows: list[dict[str, float]], grad_norms: list[float]
+    ) -> dict[str, object]:
+        judge_scores = gather_object(experience.judge_scores)
+        num_pools = sum(gather_object([experience.num_pools]))
+
+        def mean(values: list[float]) -> float | None:
+            return sum(values) / len(values) if values else None
+
+        names = [name for name in rows[0] if name != "t"] if rows else []
+        by_timestep = {
+            str(int(t)): mean([row["rms_delta"] for row in rows if row["t"] == t])
+            for t in sorted({row["t"] for row in rows}, reverse=True)
+        }
+        return {
+            "round": self.num_rounds,
+            "seconds": round(self.seconds, 3),
+            "judge_score": mean(judge_scores),
+            "comparisons": len(rows),
+            "kept": len(rows) / num_pools if num_pools else None,
+            "updates": len(grad_norms),
+            "grad_norm": mean(grad_norms),
+            **{name: mean([row[name] for row in rows]) for name in names},
+            "rms_delta_by_timestep": by_timestep,
+        }
