@@ -1,0 +1,209 @@
+"""The miniature's world: captioned 32-pixel pictures of one shape, rendered at varying quality.
+
+A caption names four attributes, for example "a large red circle on a navy background". How well the picture is
+made (sharpness, saturation, contrast, grain) is never in the caption: a model that learns this world draws good and
+bad pictures alike, and preferences can teach it to draw the good ones.
+
+Shapes in annotations: b pictures, 3 channels, h = w = 32 pixels, values in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+PIXELS = 32
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+SIZES = {"small": 0.42, "large": 0.72}
+COLOURS = {
+    "red": (0.90, 0.10, 0.10),
+    "orange": (1.00, 0.50, 0.00),
+    "yellow": (0.95, 0.90, 0.10),
+    "green": (0.10, 0.70, 0.15),
+    "cyan": (0.10, 0.85, 0.90),
+    "blue": (0.10, 0.25, 0.95),
+    "purple": (0.55, 0.10, 0.80),
+    "pink": (1.00, 0.35, 0.70),
+}
+BACKGROUNDS = {
+    "white": (0.97, 0.97, 0.97),
+    "gray": (0.50, 0.50, 0.50),
+    "black": (0.03, 0.03, 0.03),
+    "navy": (0.05, 0.10, 0.35),
+    "brown": (0.40, 0.22, 0.08),
+    "teal": (0.00, 0.40, 0.40),
+}
+ATTRIBUTES = (("size", len(SIZES)), ("colour", len(COLOURS)), ("shape", len(SHAPES)), ("background", len(BACKGROUNDS)))
+NUM_HELD_OUT = 216
+QUALITY = ("sharpness", "saturation", "contrast", "cleanness")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenes:
+    """What b pictures show, as indices into the tables above, and how well they are made."""
+
+    size: Int[Tensor, " b"]
+    colour: Int[Tensor, " b"]
+    shape: Int[Tensor, " b"]
+    background: Int[Tensor, " b"]
+    centre: Float[Tensor, "b 2"]
+    """Offset of the shape from the middle, in half picture widths."""
+    quality: Float[Tensor, "b 4"]
+    """In [0, 1], in the order of QUALITY; 1 is best."""
+
+    def __len__(self) -> int:
+        return len(self.size)
+
+    def __getitem__(self, index: Tensor | slice) -> Scenes:
+        return Scenes(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def attributes(self) -> Int[Tensor, "b 4"]:
+        """The captioned attributes, in the order of ATTRIBUTES."""
+        return torch.stack([self.size, self.colour, self.shape, self.background], 1)
+
+
+def caption(attributes: tuple[int, int, int, int] | list[int]) -> str:
+    """The caption of (size, colour, shape, background) indices."""
+    size, colour, shape, background = attributes
+    return f"a {[*SIZES][size]} {[*COLOURS][colour]} {SHAPES[shape]} on a {[*BACKGROUNDS][background]} background"
+
+
+def _all_attributes() -> list[tuple[int, ...]]:
+    return list(product(*(range(count) for _, count in ATTRIBUTES)))
+
+
+_ATTRIBUTES_OF = {caption(list(attributes)): attributes for attributes in _all_attributes()}
+
+
+def attributes_of(captions: list[str]) -> Int[Tensor, "b 4"]:
+    """The attribute indices that captions of this world name.
+
+    Raises ValueError for a caption that is not of this world.
+    """
+    unknown = [text for text in captions if text not in _ATTRIBUTES_OF]
+    if unknown:
+        raise ValueError(f"not a caption of the miniature's world: {unknown[0]!r}; one is {caption([0, 0, 0, 0])!r}")
+    return torch.tensor([_ATTRIBUTES_OF[text] for text in captions]).reshape(-1, 4)
+
+
+def split_captions() -> tuple[list[str], list[str]]:
+    """All 576 captions, shuffled once and for all, as (training, held-out) captions."""
+    captions = list(_ATTRIBUTES_OF)
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = [captions[i] for i in order]
+    return shuffled[NUM_HELD_OUT:], shuffled[:NUM_HELD_OUT]
+
+
+def draw_scenes(attributes: Int[Tensor, "b 4"], generator: torch.Generator) -> Scenes:
+    """Scenes with the given attributes, placed and made at random.
+
+    The four qualities of a picture go together: each is one uniform draw of the picture plus its own spread.
+    """
+    num = len(attributes)
+    centre = (torch.rand(num, 2, generator=generator) * 2 - 1) * 0.15
+    common = torch.rand(num, 1, generator=generator)
+    quality = (common + 0.25 * torch.randn(num, 4, generator=generator)).clamp(0, 1)
+    size, colour, shape, background = attributes.unbind(1)
+    return Scenes(size, colour, shape, background, centre, quality)
+
+
+def draw_attributes(num: int, generator: torch.Generator) -> Int[Tensor, "b 4"]:
+    """Uniform random attributes."""
+    columns = [torch.randint(count, (num,), generator=generator) for _, count in ATTRIBUTES]
+    return torch.stack(columns, 1)
+
+
+def coverage(
+    shape: Int[Tensor, " b"], radius: Float[Tensor, " b"], centre: Float[Tensor, "b 2"]
+) -> Float[Tensor, "b h w"]:
+    """How much of each pixel the shape covers, from its signed distance, anti-aliased over one pixel."""
+    axis = (torch.arange(PIXELS) + 0.5) * 2 / PIXELS - 1
+    x = axis[None, None, :] - centre[:, 0, None, None]
+    y = axis[None, :, None] - centre[:, 1, None, None]
+    r = radius[:, None, None]
+    ax, ay = x.abs(), y.abs()
+    distance = torch.sqrt(x**2 + y**2)
+    arm = 0.36 * r
+    by_shape = [
+        distance - r,
+        torch.maximum(ax, ay) - 0.86 * r,
+        torch.maximum(ax * math.cos(math.pi / 6) - y * 0.5 - 0.5 * r, y - 0.62 * r),
+        (ax + ay - 1.15 * r) / math.sqrt(2),
+        torch.minimum(torch.maximum(ax - r, ay - arm), torch.maximum(ay - r, ax - arm)),
+        (distance - 0.76 * r).abs() - 0.26 * r,
+    ]
+    signed = torch.zeros(len(shape), PIXELS, PIXELS)
+    for index, values in enumerate(by_shape):
+        signed = torch.where((shape == index)[:, None, None], values, signed)
+    return (0.5 - signed * PIXELS / 2).clamp(0, 1)
+
+
+def gaussian_blur(pictures: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    """Each picture blurred with its own sigma in pixels, edges repeated."""
+    num, channels, height, width = pictures.shape
+    reach = 6
+    offsets = torch.arange(-reach, reach + 1)
+    kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp_min(1e-3)) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    flat = pictures.reshape(1, num * channels, height, width)
+    padded = F.pad(flat, (reach, reach, reach, reach), mode="replicate")
+    rows = F.conv2d(padded, kernel[:, None, None, :], groups=num * channels)
+    return F.conv2d(rows, kernel[:, None, :, None], groups=num * channels).reshape(pictures.shape)
+
+
+def degrade_colour(
+    rgb: Float[Tensor, "b 3 *rest"], saturation: Float[Tensor, " b"], contrast: Float[Tensor, " b"]
+) -> Float[Tensor, "b 3 *rest"]:
+    """Colours pulled towards their own grey (saturation) and then towards middle grey (contrast); 1 keeps them."""
+    shape = (-1,) + (1,) * (rgb.ndim - 1)
+    grey = rgb.mean(1, keepdim=True)
+    saturated = grey + (rgb - grey) * saturation.reshape(shape)
+    return 0.5 + (saturated - 0.5) * contrast.reshape(shape)
+
+
+def render(scenes: Scenes, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
+    """The pictures of scenes; the generator draws the grain only."""
+    sharpness, saturation, contrast, cleanness = scenes.quality.unbind(1)
+    radius = torch.tensor([*SIZES.values()])[scenes.size]
+    mask = coverage(scenes.shape, radius, scenes.centre)[:, None]
+    colour = torch.tensor([*COLOURS.values()])[scenes.colour][:, :, None, None]
+    background = torch.tensor([*BACKGROUNDS.values()])[scenes.background][:, :, None, None]
+    picture = background + (colour - background) * mask
+    picture = degrade_colour(picture, 0.35 + 0.65 * saturation, 0.45 + 0.55 * contrast)
+    picture = gaussian_blur(picture, 0.3 + 1.7 * (1 - sharpness))
+    grain = torch.randn(len(scenes), 1, PIXELS, PIXELS, generator=generator)
+    grain = gaussian_blur(grain, torch.ones(len(scenes))) * 3.5
+    return (picture + 0.07 * (1 - cleanness)[:, None, None, None] * grain).clamp(0, 1)
+
+
+def draw_pairs(
+    captions: list[str], generator: torch.Generator, *, change: float = 0.35
+) -> tuple[Scenes, Scenes, Float[Tensor, " b"]]:
+    """Two scenes per caption and the annotator's label for the first: 1 preferred, 0 not, .5 undecided.
+
+    With probability `change` each attribute group of a scene is redrawn, so that pictures do not always show what the
+    caption says. The annotator is generic, as Pick-a-Pic's are: it weighs the share of attributes shown against the
+    mean quality, adds logistic noise of its own and calls small differences a tie. It knows how the pictures were
+    made and looks at no oracle.
+    """
+    wanted = attributes_of(captions)
+
+    def one() -> tuple[Scenes, Tensor]:
+        redraw = torch.rand(len(captions), 1, generator=generator) < change
+        which = torch.rand(len(captions), 4, generator=generator) < 0.5
+        shown = torch.where(redraw & which, draw_attributes(len(captions), generator), wanted)
+        scenes = draw_scenes(shown, generator)
+        return scenes, 4 * (shown == wanted).float().mean(1) + 4 * scenes.quality.mean(1)
+
+    first, first_utility = one()
+    second, second_utility = one()
+    uniform = torch.rand(len(captions), generator=generator).clamp(1e-6, 1 - 1e-6)
+    difference = first_utility - second_utility + 0.3 * torch.logit(uniform)
+    label = torch.where(difference.abs() < 0.15, 0.5, (difference > 0).float())
+    return first, second, label
