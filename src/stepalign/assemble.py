@@ -1,0 +1,131 @@
+"""From a recipe to the parts of a run, every one checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from transformers import CLIPTokenizer
+
+from stepalign import miniature
+from stepalign.clip import resolve_folder
+from stepalign.judges.image import ImageJudge
+from stepalign.judges.spm import RELEASED_TOKENIZER, StepAwareJudge, StepAwarePreferenceModel
+from stepalign.metrics.pickscore import PickScore
+from stepalign.miniature import oracles, world
+from stepalign.models import sd
+from stepalign.policy import GuidedNetwork, LoraPolicy
+from stepalign.prompts import load_prompts
+from stepalign.protocols import Judge, Metric
+from stepalign.recipes import Recipe
+from stepalign.sampler import DDIM
+from stepalign.train import Trainer
+
+MINIATURE = "miniature"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracles.alignment}
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run works with."""
+
+    model: sd.StableDiffusion
+    policy: LoraPolicy
+    sampler: DDIM
+    judge: Judge
+    count_judge_texts: Callable[[], int]
+    trainer: Trainer
+    held_out: list[str]
+    """Prompts to evaluate on; empty when the recipe has none."""
+    metrics: dict[str, Metric]
+
+
+def assemble(recipe: Recipe) -> Parts:
+    """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
+    prompts = _prompts(recipe.prompts, "prompts")
+    held_out = _held_out(recipe)
+    device = PartialState().device
+    precision = DTYPES[recipe.base.precision] if device.type != "cpu" else torch.float32
+    model = sd.load(
+        str(miniature.MODEL) if recipe.model == MINIATURE else recipe.model,
+        config=recipe.base.config,
+        resolution=recipe.base.resolution,
+        dtype=precision,
+        device=device,
+    )
+    judge, count_judge_texts = _judge(recipe, model, device)
+    sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
+    if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
+        raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
+    if recipe.base.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    guided = GuidedNetwork(
+        model.network,
+        negative=model.negative(),
+        guidance_scale=recipe.base.guidance_scale,
+        autocast=None if precision == torch.float32 else precision,
+        max_batch=recipe.base.max_batch,
+    )
+    policy = LoraPolicy(guided, rank=recipe.lora_rank, seed=recipe.seed)
+    trainer = Trainer(
+        policy,
+        sampler,
+        judge,
+        recipe.objective,
+        encode=model.encode,
+        prompts=prompts,
+        latent_shape=model.latent_shape,
+        branching=recipe.branching,
+        config=recipe.training,
+        seed=recipe.seed,
+        loss_scaling=precision == torch.float16,
+    )
+    metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
+    return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics)
+
+
+def _prompts(source: str | None, field: str) -> list[str]:
+    if source is None:
+        raise ValueError(f"{field}: this recipe has none; give a file with --{field} FILE (.txt, .json or .jsonl)")
+    if source == MINIATURE:
+        training, held_out = world.split_captions()
+        return training if field == "prompts" else held_out
+    return load_prompts(source)
+
+
+def _held_out(recipe: Recipe) -> list[str]:
+    if recipe.evaluation.prompts is None:
+        return []
+    prompts = _prompts(recipe.evaluation.prompts, "evaluation.prompts")[: recipe.evaluation.num_prompts]
+    if len(prompts) < 2:
+        raise ValueError("evaluation.prompts: an interval needs at least two held-out prompts")
+    if recipe.evaluation.oracles:
+        world.attributes_of(prompts)
+    return prompts
+
+
+def _judge(recipe: Recipe, model: sd.StableDiffusion, device: torch.device) -> tuple[Judge, Callable[[], int]]:
+    """The judge, and how many texts it has embedded."""
+    choice = recipe.judge
+    try:
+        match choice.kind:
+            case "spm":
+                path = str(miniature.SPM) if choice.path == MINIATURE else choice.path
+                if path.endswith(".bin"):
+                    spm = StepAwarePreferenceModel.from_checkpoint(path)
+                    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(RELEASED_TOKENIZER))
+                else:
+                    spm = StepAwarePreferenceModel.from_pretrained(path)
+                    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(path))
+                step_aware = StepAwareJudge(spm.to(device), tokenizer, model.decode, max_batch=choice.max_batch)
+                return step_aware, lambda: step_aware.num_texts
+            case "pickscore":
+                path = str(miniature.PICKSCORE) if choice.path == MINIATURE else choice.path
+                metric = PickScore.from_pretrained(path, device=device)
+                return ImageJudge(metric, model.decode, max_batch=choice.max_batch), lambda: metric.num_texts
+    except (ValueError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ValueError(f"judge: {first_line}; give a folder, hub id or .bin with --judge.path") from error

@@ -1,0 +1,147 @@
+"""The toy world of the tests: tiny models built in code, nothing downloaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from stepalign.batch import Conditioning
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
+from stepalign.protocols import Role
+from stepalign.sampler import DDIM, NoiseSchedule
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def stable_diffusion_schedule(
+    num_steps: int = 20, *, prediction_type: str = "epsilon", set_alpha_to_one: bool = False
+) -> NoiseSchedule:
+    """Stable Diffusion's schedule on a DDIM grid, from diffusers."""
+    scheduler = make_scheduler()
+    scheduler.register_to_config(prediction_type=prediction_type)
+    scheduler.set_timesteps(num_steps)
+    final = 1.0 if set_alpha_to_one else float(scheduler.alphas_cumprod[0])
+    return NoiseSchedule(scheduler.alphas_cumprod.double(), final, prediction_type, tuple(scheduler.timesteps.tolist()))
+
+
+@pytest.fixture
+def sampler() -> DDIM:
+    return DDIM(stable_diffusion_schedule())
+
+
+class ToyPolicy:
+    """A policy in float64 whose predictions are chosen in advance: role -> prediction, whatever is asked."""
+
+    def __init__(self, **predictions: Tensor) -> None:
+        self.predictions = predictions
+        self.calls: Counter[Role] = Counter()
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, role: Role) -> Tensor:
+        self.calls[role] += len(x_t)
+        return self.predictions[role]
+
+
+def random_conditioning(b: int) -> Conditioning:
+    return Conditioning(torch.randn(b, 3, 4))
+
+
+def tiny_clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
+    common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPConfig(
+        text_config={**common, **text, "hidden_act": "gelu"},
+        vision_config={**common, "image_size": 32, "patch_size": 8, "hidden_act": "gelu"},
+        projection_dim=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    torch.manual_seed(0)
+    return CLIPModel(tiny_clip_config(tokenizer)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_spm_folder(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step-aware preference model with random modulations, saved as `judge.path` takes it."""
+    folder = tmp_path_factory.mktemp("spm")
+    model = StepAwarePreferenceModel.from_clip(tiny_clip)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "adaLN_modulation" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.x in structure (four UNet levels, an 8x VAE, PNDM config), random and tiny; 64 pixels."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 16, 32, 32),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=8,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    scheduler = PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("sd15")
+    pipeline.save_pretrained(folder)
+    return folder
