@@ -78,7 +78,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     start = time.perf_counter()
     summary = {"recipe": recipe.name, "seed": recipe.seed, "num_prompts": len(parts.held_out), "scores": {}}
     if is_main:
-        parts.model.save_adapter(output / ADAPTER, parts.policy.adapter)
+        parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
         evaluated = _evaluate(recipe, parts, watcher)
         if evaluated:
             summary["scores"] = compare(*evaluated)
@@ -206,7 +206,7 @@ def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated
             device=parts.model.device,
             tick=tick,
         )
-        for role in ("reference", "policy")
+        for role in ("reference", recipe.export)
     ]
     return results[0], results[1]
 

@@ -131,6 +131,10 @@ class LoraPolicy:
 
         return denoise
 
+    def weights(self, role: Role) -> dict[str, Tensor]:
+        """The adapter of a role."""
+        return self.average if role == "average" else self.adapter
+
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """average <- decay * average + (1 - decay) * policy, over adapter weights."""

@@ -83,6 +83,8 @@ class Recipe:
     objective: Stepwise = GRADSPO
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    export: Literal["policy", "average"] = "policy"
+    """Which adapter is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
 

@@ -116,6 +116,7 @@ class Trainer:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=loss_scaling)
+        self.scaler.scale(torch.zeros((), device=self.device))  # a process without comparisons needs a scale too
         self.num_rounds = self.num_updates = self.num_comparisons = 0
         self.seconds = 0.0
         self.calls: Counter[str] = Counter()
@@ -217,6 +218,11 @@ class Trainer:
         for start in range(0, len(own), self.config.train_batch):
             batch = experience.take(own[start : start + self.config.train_batch])
             losses, metrics = self.objective(self.policy, self.sampler, batch)
+            if not losses.isfinite().all():
+                raise ValueError(
+                    f"the loss is not a finite number in round {self.num_rounds + 1}; the last checkpoint is whole: "
+                    "try a lower training.learning_rate, or base.precision fp32"
+                )
             self.scaler.scale(losses.sum() / len(ids)).backward()
             columns = {"loss": losses.detach(), "t": batch.t, **metrics}
             values = [column.tolist() for column in columns.values()]

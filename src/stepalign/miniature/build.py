@@ -19,7 +19,7 @@ from stepalign.checkpoint import write_text
 from stepalign.miniature.base import build_base
 from stepalign.miniature.preferences import build_judges
 
-STEPS = {"vae": 1600, "denoiser": 4800, "clip": 1200, "pickscore": 2000, "spm": 2000}
+STEPS = {"vae": 1600, "denoiser": 4800, "clip": 1000, "pickscore": 1500, "spm": 1500}
 
 
 def build(output: Path, *, seed: int, steps: dict[str, int]) -> dict[str, object]:

@@ -53,8 +53,8 @@ def draw_image_pairs(captions: list[str], num: int, generator: torch.Generator) 
 
 def train_pickscore(
     tokenizer: CLIPTokenizer, *, contrastive_steps: int, pair_steps: int, seed: int, progress: Progress
-) -> tuple[CLIPModel, float]:
-    """CLIP trained on captions, then on preferences over clean pictures as PickScore is; and its final pair loss."""
+) -> tuple[CLIPModel, dict[str, float]]:
+    """CLIP trained on captions, then on preferences over clean pictures as PickScore is; and both final losses."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     captions, _ = world.split_captions()
@@ -77,9 +77,9 @@ def train_pickscore(
             torch.stack([logits[rows, 2 * rows], logits[rows, 2 * rows + 1]], 1), pairs.label, pairs.weight
         )
 
-    _optimise(model, contrastive, 1e-3, contrastive_steps, lambda *row: progress("clip", *row))
-    loss = _optimise(model, preference, 5e-4, pair_steps, lambda *row: progress("pickscore", *row))
-    return model.eval().requires_grad_(False), loss
+    clip_loss = _optimise(model, contrastive, 1e-3, contrastive_steps, lambda *row: progress("clip", *row))
+    pair_loss = _optimise(model, preference, 5e-4, pair_steps, lambda *row: progress("pickscore", *row))
+    return model.eval().requires_grad_(False), {"clip_loss": clip_loss, "pickscore_loss": pair_loss}
 
 
 def _optimise(
@@ -123,7 +123,7 @@ def build_judges(
     model = sd.load(str(base_folder))
     base = frozen_base(model)
     tokenizer = model.pipeline.tokenizer
-    clip, clip_loss = train_pickscore(
+    clip, losses = train_pickscore(
         tokenizer, contrastive_steps=steps[0], pair_steps=steps[1], seed=seed, progress=progress
     )
     clip.save_pretrained(pickscore_folder)
@@ -144,8 +144,12 @@ def build_judges(
     for folder in (pickscore_folder, spm_folder):
         tokenizer.save_pretrained(folder)
         halve_weights(folder)
-    return {"pickscore_loss": clip_loss, "spm_loss": spm_loss} | measure_accuracy(
-        tokenizer, base, {"pickscore": StepAwarePreferenceModel.from_clip(clip).eval(), "spm": spm}, held_out
+    return (
+        losses
+        | {"spm_loss": spm_loss}
+        | measure_accuracy(
+            tokenizer, base, {"pickscore": StepAwarePreferenceModel.from_clip(clip).eval(), "spm": spm}, held_out
+        )
     )
 
 
