@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from stepalign.batch import Conditioning
+from stepalign.batch import Conditioning, StepComparisons
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
-from stepalign.protocols import Role
+from stepalign.models import sd
+from stepalign.policy import GuidedNetwork, LoraPolicy
+from stepalign.protocols import Metrics, Objective, Role
 from stepalign.sampler import DDIM, NoiseSchedule
 
 torch.set_num_threads(1)
@@ -145,3 +148,62 @@ def tiny_sd_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("sd15")
     pipeline.save_pretrained(folder)
     return folder
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers that the seed decides, whatever was drawn before."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def rounds_to(value: float, printed: str) -> bool:
+    """Whether a number, rounded to as many decimals as the printed one has, is that one."""
+    decimals = len(printed.partition(".")[2])
+    return f"{value:.{decimals}f}" == f"{float(printed):.{decimals}f}"
+
+
+LATENT = (2, 3, 3)
+GRID = torch.arange(951, 0, -50)
+"""The timesteps of Stable Diffusion's schedule in 20 steps."""
+
+
+def comparisons(t: Tensor = GRID, *, noise: Tensor | None = None, prediction: Tensor | None = None) -> StepComparisons:
+    """One comparison per timestep in float64, random where nothing is given."""
+    b = len(t)
+    noise = normal(b, 2, *LATENT, seed=1) if noise is None else noise
+    prediction = normal(b, *noise.shape[2:], seed=3) if prediction is None else prediction
+    x_t = normal(b, 1, *noise.shape[2:], seed=2)
+    return StepComparisons(random_conditioning(b), t, x_t, prediction[:, None], noise)
+
+
+def toy_predictions(b: int = len(GRID), *, distance: float = 0.1) -> dict[str, Tensor]:
+    """What each role predicts: near one another, and the policy's a leaf that can have a gradient."""
+    policy = normal(b, *LATENT, seed=4)
+    reference = policy + distance * normal(b, *LATENT, seed=5)
+    average = policy + distance * normal(b, *LATENT, seed=6)
+    return {"policy": policy.clone().requires_grad_(), "reference": reference, "ema": average}
+
+
+def evaluate(objective: Objective, sampler: DDIM, batch: StepComparisons, **roles: Tensor) -> tuple[Tensor, Metrics]:
+    """An objective's losses and metrics under chosen predictions."""
+    return objective(ToyPolicy(**roles), sampler, batch)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tiny_sd_folder: Path) -> sd.StableDiffusion:
+    """The tiny Stable Diffusion, loaded; adapters go on copies of its network."""
+    return sd.load(str(tiny_sd_folder))
+
+
+def copied_policy(
+    model: sd.StableDiffusion, *, rank: int = 2, seed: int = 0, guidance_scale: float = 2.0, trained: bool = False
+) -> LoraPolicy:
+    """A policy over a copy of the model's UNet; "trained" gives policy and average weights of their own."""
+    guided = GuidedNetwork(copy.deepcopy(model.network), negative=model.negative(), guidance_scale=guidance_scale)
+    policy = LoraPolicy(guided, rank=rank, seed=seed)
+    if trained:
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for weights in (policy.adapter, policy.ema):
+                for tensor in weights.values():
+                    tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return policy

@@ -133,9 +133,11 @@ def pair(
 
 def vote_weights(scores: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
     """Centred scores scaled to a sum of squares of 2; zeros where all scores are equal."""
-    centred = scores - scores.mean(1, keepdim=True)
+    # Relative to the first score and in fp64: of scores like 22.30001 a mean in fp32 would lose the differences.
+    relative = (scores - scores[:, :1]).double()
+    centred = relative - relative.mean(1, keepdim=True)
     norm = centred.norm(dim=1, keepdim=True)
-    return torch.where(norm > 0, centred * 2**0.5 / norm, 0.0)
+    return torch.where(norm > 0, centred * 2**0.5 / norm, 0.0).to(scores.dtype)
 
 
 @dataclass(frozen=True, slots=True)

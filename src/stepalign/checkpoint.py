@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,7 +30,7 @@ class RunState:
     calls: dict[str, int]
     """Work done so far, by kind."""
     adapter: dict[str, Tensor]
-    average: dict[str, Tensor]
+    ema: dict[str, Tensor]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     """Of fp16's loss scaling; empty otherwise."""
@@ -44,8 +45,12 @@ def save_state(state: RunState, path: Path) -> None:
 def load_state(path: Path) -> RunState:
     """Read a saved state; raises ValueError when the file is not one."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
         return RunState(**torch.load(path, map_location="cpu", weights_only=True))
-    except (TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except (TypeError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({error})") from error
 
 

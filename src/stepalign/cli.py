@@ -21,6 +21,7 @@ from stepalign.recipes import RECIPES, Recipe, change, load_recipe
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+TRAIN_USAGE = "stepalign train RECIPE-OR-FILE.yaml [--output DIR] [--field value ...] [--help]"
 PHASES = {"sample": "  sampling", "train": "  training", "evaluate": "evaluating"}
 
 
@@ -40,7 +41,12 @@ def main(argv: list[str] | None = None) -> int:
                 recipe = replace(RECIPES["gradspo-miniature"], seed=arguments.seed)
                 return _train(recipe, arguments.output)
             case _:
-                if "-h" in rest or "--help" in rest:
+                wants_help = "-h" in rest or "--help" in rest
+                if arguments.recipe is None:
+                    print(f"usage: {TRAIN_USAGE}")
+                    print(f"recipes: {', '.join(RECIPES)}; with a recipe, --help lists its fields")
+                    return 0 if wants_help else 2
+                if wants_help:
                     return _describe(load_recipe(arguments.recipe))
                 return _train(change(load_recipe(arguments.recipe), parse_flags(rest)), arguments.output)
     except ValueError as error:
@@ -68,9 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
         help="run a recipe",
-        usage="stepalign train RECIPE-OR-FILE.yaml --output DIR [--field value ...] [--help]",
+        usage=TRAIN_USAGE,
     )
-    train.add_argument("recipe", metavar="RECIPE-OR-FILE.yaml", help=f"one of {', '.join(RECIPES)}, or a YAML file")
+    train.add_argument(
+        "recipe", nargs="?", metavar="RECIPE-OR-FILE.yaml", help=f"one of {', '.join(RECIPES)}, or a YAML file"
+    )
     train.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
     commands.add_parser("env", help="versions and devices, for bug reports")
     return parser
@@ -99,7 +107,15 @@ def _describe(recipe: Recipe) -> int:
 
 
 def _train(recipe: Recipe, output: Path | None) -> int:
-    from stepalign.job import REPORT, run  # loads diffusers: seconds that --help need not take
+    # These load diffusers: seconds that --help need not take.
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    from stepalign.job import REPORT, run
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
 
     output = output or Path("runs") / recipe.name
     console = Console(stderr=True)
@@ -141,7 +157,8 @@ class RoundBars:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:
+            self._progress.stop()
 
     def phase(self, name: str, done: int, total: int) -> None:
         """Move the lower bar; the first call shows both, so that a run which cannot start prints its error alone."""

@@ -39,6 +39,15 @@ def tokenize(tokenizer: CLIPTokenizer, config: CLIPConfig, prompts: list[str]) -
     return tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
+def check_tokenizer(tokenizer: CLIPTokenizer, num_embeddings: int, name: str) -> None:
+    """Refuse what transformers lets pass: a tokenizer whose files are missing, or one of another text encoder."""
+    if not 3 < len(tokenizer) <= num_embeddings:
+        raise ValueError(
+            f"{name} has a tokenizer of {len(tokenizer)} tokens for a text encoder of {num_embeddings}; are files "
+            "of its tokenizer missing?"
+        )
+
+
 def resolve_folder(name: str) -> Path:
     """A local folder, or a hub repository's snapshot; raises ValueError when it is neither."""
     folder = Path(name).expanduser()

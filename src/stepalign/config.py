@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,13 +59,21 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
             if not isinstance(target, dict):
                 raise ValueError(f"--{flag} sets a field of --{parent}, which already has a value")
         read = [_read(item) for item in values]
+        if last in target:
+            raise ValueError(f"--{flag} is given twice, or beside a field of its own")
         target[last] = read[0] if len(read) == 1 else read
     return changes
 
 
+def require(holds: bool, field: str, value: object, what: str) -> None:
+    """Raise ValueError, naming a field and what it must be, unless a condition holds."""
+    if not holds:
+        raise ValueError(f"{field} must be {what}, got {value}")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " (nearest: ...)" with the known words most like this one, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f" (nearest: {', '.join(close)})" if close else ""
 
 
@@ -124,4 +133,4 @@ def _number(value: Any, hint: type) -> bool | int | float | None:
         return None
     if hint is int:
         return int(number) if number.is_integer() else None
-    return number
+    return number if math.isfinite(number) else None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.batch import Conditioning
+from stepalign.config import to_plain
 from stepalign.protocols import Decode, Denoiser, Judge, Metric, Sampler
 from stepalign.rollout import sample
 from stepalign.seeding import PromptNoise, Purpose, generator_for
@@ -62,4 +63,4 @@ def generate(
 
 def compare(base: Generated, aligned: Generated) -> dict[str, dict[str, object]]:
     """For every metric: base and aligned mean, paired difference, and its 95 % interval over prompts."""
-    return {name: asdict(paired_difference(base.scores[name], aligned.scores[name])) for name in base.scores}
+    return {name: to_plain(paired_difference(base.scores[name], aligned.scores[name])) for name in base.scores}

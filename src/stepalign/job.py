@@ -70,9 +70,6 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         return json.loads((output / SUMMARY).read_text())
     parts = assemble(recipe)
     is_main = PartialState().is_main_process
-    if is_main:
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(output / RECIPE, to_yaml(recipe))
     rows = _resume(parts, output)
     _train(recipe, parts, output, rows, watcher)
     start = time.perf_counter()
@@ -104,8 +101,9 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
 
 def claim(output: Path, recipe: Recipe) -> None:
     """Raise ValueError unless the directory is empty, absent, or of a run of this very recipe."""
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: {output} is a file; give a directory")
+    for path in (output, *output.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"output: {path} is a file; give a directory")
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not (output / RECIPE).is_file():
@@ -175,6 +173,8 @@ def _train(recipe: Recipe, parts: Parts, output: Path, rows: list[dict[str, Any]
         row = trainer.round(watcher.phase)
         rows.append(row)
         watcher.round(row, total)
+        if is_main and not (output / RECIPE).is_file():  # not before a round worked, so that a failure leaves nothing
+            write_text(output / RECIPE, to_yaml(recipe))
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total):
             write_text(output / METRICS, "".join(json.dumps(entry) + "\n" for entry in rows))
             save_state(trainer.state(), output / CHECKPOINT)

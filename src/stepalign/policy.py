@@ -1,6 +1,6 @@
 """One network: the base model with a LoRA adapter, its reference and its running average.
 
-The policy is the adapter "policy", the average the adapter "average", the reference the network with adapters off.
+The policy is the adapter "policy", its running average the adapter "ema", the reference the network with adapters off.
 Nothing is copied but adapter weights.
 """
 
@@ -100,17 +100,17 @@ class LoraPolicy:
         with torch.random.fork_rng(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second adapter is meant
             torch.manual_seed(seed)
-            for name in ("policy", "average"):
+            for name in ("policy", "ema"):
                 inject_adapter_in_model(config, network, adapter_name=name)
         self._layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
         if not self._layers:
             raise ValueError(f"no layer of the network is named {', '.join(target_modules)}; nothing can be trained")
         network.eval()
         self.adapter = self._adapter("policy")
-        self.average = self._adapter("average")
-        for tensor in [*self.adapter.values(), *self.average.values()]:
+        self.ema = self._adapter("ema")
+        for tensor in [*self.adapter.values(), *self.ema.values()]:
             tensor.data = tensor.data.float()
-        self.update_average(0.0)
+        self.update_ema(0.0)
         self._activate("policy")
 
     def predict(
@@ -133,18 +133,18 @@ class LoraPolicy:
 
     def weights(self, role: Role) -> dict[str, Tensor]:
         """The adapter of a role."""
-        return self.average if role == "average" else self.adapter
+        return self.ema if role == "ema" else self.adapter
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * policy, over adapter weights."""
-        for average, online in zip(self.average.values(), self.adapter.values(), strict=True):
-            average.lerp_(online, 1 - decay)
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay * ema + (1 - decay) * policy, over adapter weights."""
+        for ema, online in zip(self.ema.values(), self.adapter.values(), strict=True):
+            ema.lerp_(online, 1 - decay)
 
     @torch.no_grad()
-    def load(self, *, adapter: dict[str, Tensor], average: dict[str, Tensor]) -> None:
+    def load(self, *, adapter: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         """Take over saved adapter weights; raises ValueError when they are not this policy's."""
-        for own, saved in ((self.adapter, adapter), (self.average, average)):
+        for own, saved in ((self.adapter, adapter), (self.ema, ema)):
             if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
                 raise ValueError("the saved adapter is of another network or rank")
             for name, tensor in own.items():
@@ -167,4 +167,4 @@ class LoraPolicy:
     def _activate(self, role: Role) -> None:
         for layer in self._layers:
             layer.enable_adapters(role != "reference")
-            layer.set_adapter(["average" if role == "average" else "policy"], inference_mode=role != "policy")
+            layer.set_adapter(["ema" if role == "ema" else "policy"], inference_mode=role != "policy")

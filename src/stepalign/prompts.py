@@ -19,12 +19,15 @@ def load_prompts(path: str | Path) -> list[str]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise ValueError(f"prompts: there is no file {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompts: {path} is not UTF-8 text: {error}; save it as UTF-8") from error
     match path.suffix.lower():
         case ".txt":
-            prompts = [line.strip() for line in text.splitlines() if line.strip()]
+            prompts = [line.strip() for line in text.split("\n") if line.strip()]
         case ".jsonl":
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+            lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
             prompts = [
                 _prompt_of(_parse(line, f"{path} line {number}"), f"{path} line {number}") for number, line in lines
             ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stepalign.batch import Conditioning, StepComparisons
 
-Role = Literal["policy", "average", "reference"]
+Role = Literal["policy", "ema", "reference"]
 """Which weights predict: the trained adapter, its running average, or the base model alone."""
 Metrics = dict[str, Float[Tensor, " b"]]
 
@@ -48,17 +48,17 @@ class TrainablePolicy(Policy, Protocol):
         ...
 
     @property
-    def average(self) -> dict[str, Tensor]:
+    def ema(self) -> dict[str, Tensor]:
         """Their running average, under the same names."""
         ...
 
     def denoiser(self, role: Role) -> Denoiser: ...
 
-    def update_average(self, decay: float) -> None:
-        """average <- decay * average + (1 - decay) * policy."""
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay * ema + (1 - decay) * policy."""
         ...
 
-    def load(self, *, adapter: dict[str, Tensor], average: dict[str, Tensor]) -> None:
+    def load(self, *, adapter: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
         """Take over saved adapter weights."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from stepalign.config import nearest, override, to_plain
+from stepalign.config import nearest, override, require, to_plain
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.rollout import Branching
 from stepalign.train import Training
@@ -37,6 +37,13 @@ class Model:
     max_batch: int | None = None
     """Latents through the network at once while sampling; all by default. Lower it when memory runs out."""
 
+    def __post_init__(self) -> None:
+        require(self.guidance_scale >= 1, "base.guidance_scale", self.guidance_scale, "at least 1, which is none")
+        require(1 <= self.num_steps < 1000, "base.num_steps", self.num_steps, "between 1 and 999")
+        require(0 <= self.eta <= 1, "base.eta", self.eta, "between 0 and 1")
+        require(self.resolution is None or self.resolution >= 8, "base.resolution", self.resolution, "at least 8")
+        require(self.max_batch is None or self.max_batch >= 1, "base.max_batch", self.max_batch, "at least 1")
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeChoice:
@@ -48,6 +55,9 @@ class JudgeChoice:
     """A folder or hub id with config, weights and tokenizer; or a released `.bin` (a file, or owner/name/file)."""
     max_batch: int | None = None
     """Images decoded and judged at once; all by default."""
+
+    def __post_init__(self) -> None:
+        require(self.max_batch is None or self.max_batch >= 1, "judge.max_batch", self.max_batch, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,10 @@ class Evaluation:
     """The miniature's oracles, beside the judge."""
     batch_size: int = 8
     """Images sampled at once."""
+
+    def __post_init__(self) -> None:
+        require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "at least 2, for an interval")
+        require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +97,18 @@ class Recipe:
     objective: Stepwise = GRADSPO
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
-    export: Literal["policy", "average"] = "policy"
+    export: Literal["policy", "ema"] = "policy"
     """Which adapter is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
 
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
+        require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1")
 
-GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(sample_with="average"))
+
+GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(sample_with="ema"))
 SPO_SD15 = replace(GRADSPO_SD15, name="spo-sd15", objective=SPO, training=Training(sample_with="policy"))
 GRADSPO_MINIATURE = Recipe(
     name="gradspo-miniature",
@@ -105,7 +124,7 @@ GRADSPO_MINIATURE = Recipe(
         sample_batch=32,
         comparisons_per_update=128,
         train_batch=128,
-        sample_with="average",
+        sample_with="ema",
         pairing="all-k",
         min_gap=0.0,
         learning_rate=1e-4,
@@ -144,9 +163,9 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(values, dict):
         raise ValueError(f"recipe: {name} must hold fields and their values, not {type(values).__name__}")
     start = values.pop("recipe", None)
-    if start is not None and start not in RECIPES:
+    if start is not None and str(start) not in RECIPES:
         raise ValueError(f"recipe: {name} starts from {start!r}{nearest(str(start), RECIPES)}")
-    return change(RECIPES[start] if start else Recipe(name=path.stem), values)
+    return change(Recipe(name=path.stem) if start is None else RECIPES[start], values)
 
 
 def change(recipe: Recipe, values: dict[str, Any]) -> Recipe:

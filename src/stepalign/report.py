@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -259,7 +259,7 @@ def _finite(values: Iterable[Any]) -> list[float]:
     return [float(value) for value in values if _is_number(value)]
 
 
-def _spread(values: list[Any]) -> float:
+def _spread(values: Sequence[Any]) -> float:
     """The distance from the least to the greatest number among values; 0 when there is none."""
     return max(_finite(values), default=0.0) - min(_finite(values), default=0.0)
 

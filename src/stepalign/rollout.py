@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepalign.batch import Conditioning, StepCandidates
+from stepalign.config import require
 from stepalign.protocols import Denoiser, Judge, Sampler
 from stepalign.seeding import PromptNoise
 
@@ -29,8 +30,7 @@ class Branching:
     """Which candidate the trajectory goes on from; "best" and "worst" are the ablations of SPO Table 4."""
 
     def __post_init__(self) -> None:
-        if self.num_candidates < 2:
-            raise ValueError(f"num_candidates must be at least 2 to compare, got {self.num_candidates}")
+        require(self.num_candidates >= 2, "branching.num_candidates", self.num_candidates, "at least 2 to compare")
 
     def applies_at(self, t: int, sampler: Sampler) -> bool:
         """Whether the step from t draws a pool."""

@@ -65,6 +65,10 @@ class DDIM:
         self.eta = eta
         alphas = schedule.alphas_cumprod.double()
         grid = list(schedule.timesteps)
+        if not all(0 <= t < len(alphas) for t in grid):
+            raise ValueError(
+                f"{len(grid)} steps reach timestep {max(grid)}, beyond the model's {len(alphas)}; take fewer"
+            )
         alpha_t = alphas[grid]
         alpha_p = torch.cat([alphas[grid[1:]], torch.tensor([schedule.final_alpha_cumprod], dtype=torch.float64)])
         variance = eta**2 * (1 - alpha_p) / (1 - alpha_t) * (1 - alpha_t / alpha_p)
@@ -83,16 +87,19 @@ class DDIM:
 
     def previous(self, t: int) -> int:
         """The timestep that a step from t leads to; 0 after the last."""
-        step = self.timesteps.index(t) + 1
+        step = int(self._steps(torch.tensor([t]))) + 1
         return self.timesteps[step] if step < len(self.timesteps) else 0
 
     def is_stochastic(self, t: int) -> bool:
         """Whether the step from t has noise to choose: not with eta = 0, nor into a final alpha of 1."""
-        return self._sigma[self.timesteps.index(t)].item() > 0
+        return self.sigma(torch.tensor([t])).item() > 0
 
     def alpha_bar(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The cumulative alpha of any training timestep, in float64."""
-        return self._alphas[t.cpu()].to(t.device)
+        rows = t.cpu()
+        if ((rows < 0) | (rows >= len(self._alphas))).any():
+            raise ValueError(f"t must be between 0 and {len(self._alphas) - 1}, got {rows.min()} to {rows.max()}")
+        return self._alphas[rows].to(t.device)
 
     def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The step's standard deviation, in float64."""
@@ -106,9 +113,9 @@ class DDIM:
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> GaussianStep:
         """The step from x_t under a prediction of the model's own kind; t must lie on the grid."""
+        alpha_p = self._at_step(self._alpha_p, t)
         x_0 = self.predict_x0(prediction, x_t, t)
         eps = self.predict_eps(prediction, x_t, t)
-        alpha_p = self._at_step(self._alpha_p, t)
         mean = _like(alpha_p.sqrt(), x_t) * x_0 + _like(self._at_step(self._direction, t), x_t) * eps
         return GaussianStep(mean, self.sigma(t).to(x_t.dtype))
 
@@ -148,11 +155,16 @@ class DDIM:
         return _like(alpha.sqrt(), x_0) * x_0 + _like((1 - alpha).sqrt(), x_0) * noise
 
     def _at_step(self, table: Float[Tensor, " n"], t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        steps = self._step_of[t.cpu()]
+        return table[self._steps(t)].to(t.device)
+
+    def _steps(self, t: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """The steps that timesteps belong to, on the CPU."""
+        rows = t.cpu()
+        inside = (rows >= 0) & (rows < len(self._step_of))
+        steps = torch.where(inside, self._step_of[rows.clamp(0, len(self._step_of) - 1)], -1)
         if (steps < 0).any():
-            wrong = t.cpu()[steps < 0][0].item()
-            raise ValueError(f"t = {wrong} is not on the sampling grid {self.timesteps}")
-        return table[steps].to(t.device)
+            raise ValueError(f"t = {rows[steps < 0][0]} is not on the sampling grid {self.timesteps}")
+        return steps
 
 
 def _like(values: Float[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:

@@ -38,6 +38,8 @@ def bca_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> t
     num = len(values)
     if num < 2:
         raise ValueError(f"an interval needs at least two items, got {num}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{int((~np.isfinite(values)).sum())} of {num} values are not finite numbers")
     mean = values.mean()
     if np.ptp(values) == 0:
         return float(mean), float(mean)
@@ -56,7 +58,7 @@ def bca_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> t
     return bounds[0], bounds[1]
 
 
-def wilson_interval(successes: int, total: int, *, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float | int, total: int, *, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval for a proportion; (0, 1) for no trials."""
     if total == 0:
         return 0.0, 1.0

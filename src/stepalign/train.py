@@ -6,6 +6,7 @@ their gradients, so that their number changes nothing but the speed.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from accelerate.utils import gather_object, reduce
 
 from stepalign.batch import Conditioning, Pairing, StepComparisons, cat, pair
 from stepalign.checkpoint import RunState
+from stepalign.config import require
 from stepalign.prompts import PromptStream
 from stepalign.protocols import Judge, Objective, Role, Sampler, TrainablePolicy
 from stepalign.rollout import Branching, rollout
@@ -42,7 +44,7 @@ class Training:
     train_batch: int = 10
     """Comparisons in one forward and backward pass of one process."""
     sample_with: Role = "policy"
-    """Who samples: "policy" (SPO) or the running "average" (GradSPO)."""
+    """Who samples: "policy" (SPO) or the running "ema" (GradSPO)."""
     pairing: Pairing = "best-worst"
     """What stands for z⁺ - z⁻: "best-worst", "all-k" (every candidate votes) or "two-random"."""
     min_gap: float = 0.3
@@ -51,18 +53,18 @@ class Training:
     weight_decay: float = 1e-4
     max_grad_norm: float | None = None
     """Gradient clipping; the papers' programs configure 1.0 without effect."""
-    average_decay: float = 0.9
+    ema_decay: float = 0.9
     """Of the running average, after every optimizer step."""
 
     def __post_init__(self) -> None:
-        counts = ("num_rounds", "prompts_per_round", "sample_batch", "comparisons_per_update", "train_batch")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"training.average_decay must be in [0, 1), got {self.average_decay}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"training.learning_rate must be positive, got {self.learning_rate}")
+        for name in ("num_rounds", "prompts_per_round", "sample_batch", "comparisons_per_update", "train_batch"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
+        require(0 <= self.min_gap <= 1, "training.min_gap", self.min_gap, "between 0 and 1")
+        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        norm = self.max_grad_norm
+        require(norm is None or norm > 0, "training.max_grad_norm", norm, "positive, or None")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +149,16 @@ class Trainer:
             num_comparisons=self.num_comparisons,
             seconds=self.seconds,
             calls=dict(self.calls),
-            adapter={name: tensor.detach().cpu() for name, tensor in self.policy.adapter.items()},
-            average={name: tensor.detach().cpu() for name, tensor in self.policy.average.items()},
-            optimizer=self.optimizer.state_dict(),
+            adapter={name: tensor.detach().cpu().clone() for name, tensor in self.policy.adapter.items()},
+            ema={name: tensor.detach().cpu().clone() for name, tensor in self.policy.ema.items()},
+            optimizer=copy.deepcopy(self.optimizer.state_dict()),
             scaler=self.scaler.state_dict(),
         )
 
     def restore(self, state: RunState) -> None:
         """Go on from a saved state."""
-        self.policy.load(adapter=state.adapter, average=state.average)
-        self.optimizer.load_state_dict(state.optimizer)
+        self.policy.load(adapter=state.adapter, ema=state.ema)
+        self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
         self.scaler.load_state_dict(state.scaler)
         self.num_rounds, self.num_updates = state.num_rounds, state.num_updates
         self.num_comparisons, self.seconds = state.num_comparisons, state.seconds
@@ -238,7 +240,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.policy.update_average(self.config.average_decay)
+        self.policy.update_ema(self.config.ema_decay)
         self.num_updates += 1
         return norm.item()
 

@@ -146,16 +146,20 @@ def pair_accuracy(
     batches: Sequence[ImagePairs],
     timestep: int,
     seed: int,
-) -> tuple[int, int]:
-    """How many pairs the judge orders as their label does at a timestep, and of how many; ties are left out."""
-    right = total = 0
+) -> tuple[float, int]:
+    """How many pairs the judge orders as their label does at a timestep, and of how many.
+
+    Pairs whose label is a tie are left out; equal scores count half.
+    """
+    right, total = 0.0, 0
     for index, pairs in enumerate(batches):
         t = torch.full((len(pairs.prompts),), timestep, device=model.logit_scale.device)
         scores = score_pairs(
             model, tokenizer, base, pairs, t, generator_for(seed, Purpose.EVALUATION, timestep, index)
         ).cpu()
         decided = pairs.label != 0.5
-        right += int(((scores[:, 0] > scores[:, 1]) == (pairs.label > 0.5))[decided].sum())
+        agreement = (scores[:, 0] - scores[:, 1]).sign() * (pairs.label - 0.5).sign()
+        right += float(((agreement + 1) / 2)[decided].sum())
         total += int(decided.sum())
     return right, total
 

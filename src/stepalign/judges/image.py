@@ -27,7 +27,8 @@ class ImageJudge:
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
-        step = self.max_batch or len(x_0)
+        assert len(prompts) == len(x_0)
+        step = self.max_batch or max(1, len(x_0))
         self.num_images += len(x_0)
         return torch.cat(
             [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from pathlib import Path
 
 import torch
@@ -20,11 +21,12 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.clip import preprocess, resolve_folder, tokenize
+from stepalign.clip import check_tokenizer, preprocess, resolve_folder, tokenize
 from stepalign.protocols import Decode
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -106,8 +108,12 @@ class StepAwarePreferenceModel(nn.Module):
         for file in (CONFIG, WEIGHTS):
             if not (folder / file).is_file():
                 raise ValueError(f"{name!s} has no {file}; a step-aware preference model has {CONFIG}, {WEIGHTS}")
-        config = CLIPConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-        return cls._from_tensors(config, load_file(folder / WEIGHTS), str(name))
+        try:
+            config = CLIPConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+            tensors = load_file(folder / WEIGHTS)
+        except (ValueError, OSError, SafetensorError) as error:
+            raise ValueError(f"{name!s} holds a damaged {CONFIG} or {WEIGHTS}: {error}") from error
+        return cls._from_tensors(config, tensors, str(name))
 
     @classmethod
     def from_checkpoint(cls, name: str | Path, config: CLIPConfig | None = None) -> StepAwarePreferenceModel:
@@ -119,7 +125,14 @@ class StepAwarePreferenceModel(nn.Module):
         path = Path(name).expanduser()
         if not path.is_file():
             path = _download(str(name))
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{name!s} is damaged, or holds more than tensors: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+            raise ValueError(f"{name!s} is not a flat dict of tensors")
         kept = {key.removeprefix("model."): value for key, value in tensors.items() if "position_ids" not in key}
         return cls._from_tensors(config or vit_h_config(), kept, str(name))
 
@@ -184,6 +197,7 @@ class StepAwareJudge:
     def __init__(
         self, model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, decode: Decode, *, max_batch: int | None = None
     ) -> None:
+        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "the judge")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.decode = decode
@@ -201,9 +215,10 @@ class StepAwareJudge:
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
+        assert len(prompts) == len(x_0)
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
         size = self.model.config.vision_config.image_size
-        step = self.max_batch or len(x_0)
+        step = self.max_batch or max(1, len(x_0))
         features = [
             self.model.image_features(preprocess(self.decode(x_0[i : i + step]) / 2 + 0.5, size), t[i : i + step])
             for i in range(0, len(x_0), step)

@@ -11,13 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.clip import preprocess, resolve_folder, tokenize
+from stepalign.clip import check_tokenizer, preprocess, resolve_folder, tokenize
 
 
 class PickScore:
     """A CLIP-like scorer of images in tensors; each distinct prompt is embedded once."""
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "PickScore")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.num_texts = 0
@@ -33,14 +34,14 @@ class PickScore:
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
         pixels = preprocess(images, self.model.config.vision_config.image_size)
-        image = F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
+        image = F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
         text = torch.stack([self._text[prompt] for prompt in prompts])
-        return self.model.logit_scale.exp() * (image * text).sum(-1)
+        return self.model.logit_scale.float().exp() * (image * text).sum(-1)
 
     @torch.no_grad()
     def _embed(self, prompts: list[str]) -> None:
         if prompts:
             ids = tokenize(self.tokenizer, self.model.config, prompts).to(self.model.device)
-            features = F.normalize(self.model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+            features = F.normalize(self.model.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
             self._text.update(zip(prompts, features, strict=True))
             self.num_texts += len(prompts)

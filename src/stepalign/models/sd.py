@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.batch import Conditioning
+from stepalign.clip import check_tokenizer
 from stepalign.sampler import NoiseSchedule
 
 ENCODE_BATCH = 64
@@ -118,14 +119,26 @@ def load(
         pipeline = _from(name, lambda: _load_folder(str(path) if path.is_dir() else name, dtype))
     else:
         raise ValueError(f"model: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
+    _check_complete(name, pipeline)
     pipeline.to(device)
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         module.requires_grad_(False).eval()
     vae_scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    if resolution is not None and (resolution < vae_scale or resolution % vae_scale):
+        raise ValueError(f"resolution must be a positive multiple of {vae_scale} for this model, got {resolution}")
     side = pipeline.unet.config.sample_size if resolution is None else resolution // vae_scale
-    if resolution is not None and resolution % vae_scale:
-        raise ValueError(f"resolution must be a multiple of {vae_scale} for this model, got {resolution}")
     return StableDiffusion(pipeline, (pipeline.unet.config.in_channels, side, side), name)
+
+
+def _check_complete(name: str, pipeline: DiffusionPipeline) -> None:
+    """Refuse what the libraries let pass: weights left on the meta device, a tokenizer without words."""
+    for part in ("unet", "vae", "text_encoder"):
+        missing = [key for key, value in pipeline.components[part].named_parameters() if value.is_meta]
+        if missing:
+            raise ValueError(
+                f"model: {name!r} has no weights for {len(missing)} tensors of its {part}: {missing[0]}, ..."
+            )
+    check_tokenizer(pipeline.tokenizer, pipeline.text_encoder.config.vocab_size, f"model: {name}")
 
 
 def _load_folder(name: str, dtype: torch.dtype) -> DiffusionPipeline:
@@ -146,7 +159,7 @@ def _from(name: str, load_pipeline: Callable[[], DiffusionPipeline]) -> Diffusio
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return load_pipeline()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model: cannot load {name!r} as a Stable Diffusion pipeline: {reason}. Give a diffusers folder (with "

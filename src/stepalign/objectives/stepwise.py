@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepalign.batch import StepComparisons
+from stepalign.config import require
 from stepalign.protocols import Metrics, Policy, Sampler
 
 Weighting = Literal["spo", "gradspo", "min-snr", "p2"]
@@ -59,9 +60,9 @@ class Stepwise:
     """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell."""
 
     def __post_init__(self) -> None:
-        for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius), ("clip", self.clip)):
-            if value <= 0:
-                raise ValueError(f"objective.{name} must be positive, got {value}")
+        for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius)):
+            require(0 < value < math.inf, f"objective.{name}", value, "positive")
+        require(0 < self.clip < 1, "objective.clip", self.clip, "between 0 and 1")
 
     def __call__(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> tuple[Float[Tensor, " b"], Metrics]:
         """One loss per comparison and its metrics: margin, accuracy, rms_delta, outside."""
@@ -77,7 +78,7 @@ class Stepwise:
         if self.noise == "max-min":
             half = (noise[:, 0] - noise[:, 1]) / 2
             noise = torch.stack([half, -half], 1)
-        delta = eps - eps_ref
+        delta = eps - eps_ref.detach()
         weight = target_weight(self.weighting, sampler, t).to(delta)[:, None]
         step = self.guidance_step(sampler, t).to(delta)[:, None]
         log_ratio = -2 * weight * step * (delta[:, None] * noise).mean((2, 3, 4))
@@ -120,7 +121,7 @@ class Stepwise:
         x_t, t = batch.x_t[:, 0], batch.t
         if self.weighting == "spo":
             return sampler.predict_eps(batch.prediction[:, 0], x_t, t)
-        return sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="average"), x_t, t)
+        return sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="ema"), x_t, t)
 
 
 SPO = Stepwise(weighting="spo", trust_region="clamp", noise="separate")

@@ -1,0 +1,85 @@
+"""A Stable Diffusion 1.x pipeline's weights under the names of its first release, what a single file holds."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+UNET = [
+    (r"^time_embedding\.linear_1", "time_embed.0"),
+    (r"^time_embedding\.linear_2", "time_embed.2"),
+    (r"^conv_in", "input_blocks.0.0"),
+    (r"^conv_norm_out", "out.0"),
+    (r"^conv_out", "out.2"),
+    (r"^mid_block\.resnets\.0", "middle_block.0"),
+    (r"^mid_block\.attentions\.0", "middle_block.1"),
+    (r"^mid_block\.resnets\.1", "middle_block.2"),
+]
+RESNET = [
+    (r"\.norm1\.", ".in_layers.0."),
+    (r"\.conv1\.", ".in_layers.2."),
+    (r"\.time_emb_proj\.", ".emb_layers.1."),
+    (r"\.norm2\.", ".out_layers.0."),
+    (r"\.conv2\.", ".out_layers.3."),
+    (r"\.conv_shortcut\.", ".skip_connection."),
+]
+VAE = [
+    (r"conv_norm_out", "norm_out"),
+    (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"up.{3 - int(m[1])}.block.{m[2]}"),
+    (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{3 - int(m[1])}.upsample"),
+    (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_([qkv])", r"mid.attn_1.\1"),
+    (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+]
+
+
+def original_layout(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
+    """Everything such a file holds, things that nobody reads included."""
+    tensors = {f"model.diffusion_model.{_unet(key)}": value for key, value in pipeline.unet.state_dict().items()}
+    for key, value in pipeline.vae.state_dict().items():
+        name = _renamed(key, VAE)
+        is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
+        tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
+    for key, value in pipeline.text_encoder.state_dict().items():
+        tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+    length = pipeline.text_encoder.config.max_position_embeddings
+    tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(length)[None]
+    tensors["alphas_cumprod"] = pipeline.scheduler.alphas_cumprod
+    return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
+def _renamed(key: str, rules: list) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _unet(key: str) -> str:
+    """Blocks are numbered through: three to a level, layers first, then the change of size."""
+    part = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)(.*)", key)
+    if part:
+        side, level, kind, layer, rest = part[1], int(part[2]), part[3], int(part[4]), part[5]
+        if side == "down":
+            block = 3 * level + layer + 1
+            key = {
+                "resnets": f"input_blocks.{block}.0{rest}",
+                "attentions": f"input_blocks.{block}.1{rest}",
+                "downsamplers": f"input_blocks.{3 * level + 3}.0.op{rest.removeprefix('.conv')}",
+            }[kind]
+        else:
+            place = 1 if level == 0 else 2  # the deepest level has no attention before its upsampler
+            key = {
+                "resnets": f"output_blocks.{3 * level + layer}.0{rest}",
+                "attentions": f"output_blocks.{3 * level + layer}.1{rest}",
+                "upsamplers": f"output_blocks.{3 * level + 2}.{place}{rest}",
+            }[kind]
+        return _renamed(key, RESNET) if kind == "resnets" else key
+    key = _renamed(key, UNET)
+    return _renamed(key, RESNET) if re.match(r"middle_block\.[02]", key) else key

@@ -1,0 +1,190 @@
+"""A world one can see through: Gaussian data, a policy that can only shift it, a judge that likes it bright.
+
+Nothing here needs diffusers, so that tests can start processes of their own quickly.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+
+from stepalign.batch import Conditioning, StepComparisons
+from stepalign.objectives.stepwise import Stepwise
+from stepalign.protocols import Denoiser, Metrics, Role
+from stepalign.rollout import Branching
+from stepalign.sampler import DDIM, NoiseSchedule
+from stepalign.train import Trainer, Training
+
+LATENT_SHAPE = (2, 2, 2)
+SPREAD = 0.5
+"""Standard deviation of the data around its prompt's mean."""
+PROMPTS = ["a cat", "a dog", "a house by the sea", "a tree", "two boats"]
+SMALL = Training(
+    num_rounds=4,
+    prompts_per_round=4,
+    sample_batch=3,
+    comparisons_per_update=7,
+    train_batch=3,
+    min_gap=0.0,
+    learning_rate=0.01,
+)
+
+
+def make_sampler(num_steps: int = 20, *, final_alpha: float | None = None, eta: float = 1.0) -> DDIM:
+    """Stable Diffusion's schedule, written out."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alphas = (1 - betas).cumprod(0)
+    grid = tuple(step * (1000 // num_steps) + 1 for step in reversed(range(num_steps)))
+    final = alphas[0].item() if final_alpha is None else final_alpha
+    return DDIM(NoiseSchedule(alphas, final, "epsilon", grid), eta=eta)
+
+
+def encode(prompts: list[str]) -> Conditioning:
+    """The mean of a prompt's data, in place of tokens: a tenth of the prompt's length."""
+    return Conditioning(torch.tensor([[[len(prompt) / 10]] for prompt in prompts]))
+
+
+class ShiftPolicy:
+    """Predicts the noise of Gaussian data exactly; its adapter adds one number per latent entry."""
+
+    def __init__(self) -> None:
+        self.adapter = {"shift": torch.zeros(LATENT_SHAPE, requires_grad=True)}
+        self.ema = {"shift": torch.zeros(LATENT_SHAPE)}
+        self.calls: Counter[Role] = Counter()
+        self._sampler = make_sampler()
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, role: Role) -> Tensor:
+        self.calls[role] += len(x_t)
+        alpha = self._sampler.alpha_bar(t)[:, None, None, None].float()
+        mean = cond.tokens.mean((1, 2))[:, None, None, None]
+        eps = (1 - alpha).sqrt() / (alpha * SPREAD**2 + 1 - alpha) * (x_t - alpha.sqrt() * mean)
+        if role == "policy":
+            return eps + self.adapter["shift"]
+        return eps + self.ema["shift"] if role == "ema" else eps
+
+    def denoiser(self, role: Role) -> Denoiser:
+        return lambda x_t, t, cond: self.predict(x_t, t, cond, role=role)
+
+    @torch.no_grad()
+    def update_ema(self, decay: float) -> None:
+        self.ema["shift"].lerp_(self.adapter["shift"], 1 - decay)
+
+    @torch.no_grad()
+    def load(self, *, adapter: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
+        self.adapter["shift"].copy_(adapter["shift"])
+        self.ema["shift"].copy_(ema["shift"])
+
+
+class BrightnessJudge:
+    """Likes large x̂0; remembers what it saw."""
+
+    def __init__(self, scale: float = 10.0) -> None:
+        self.scale = scale
+        self.num_images = 0
+        self.seen: list[tuple[int, str]] = []
+
+    def __call__(self, x_t: Tensor, x_0: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        self.num_images += len(x_0)
+        self.seen.extend(zip(t.tolist(), prompts, strict=True))
+        return self.scale * x_0.mean((1, 2, 3))
+
+
+def make_trainer(
+    *,
+    policy: object = None,
+    judge: object = None,
+    objective: object = None,
+    branching: Branching | None = None,
+    prompts: list[str] = PROMPTS,
+    num_steps: int = 20,
+    seed: int = 0,
+    latent_shape: tuple[int, int, int] = LATENT_SHAPE,
+    encode: object = encode,
+    **training: object,
+) -> Trainer:
+    """A trainer in this world unless other parts are given; `training` changes fields of SMALL."""
+    return Trainer(
+        policy or ShiftPolicy(),
+        make_sampler(num_steps),
+        judge or BrightnessJudge(),
+        objective or Stepwise(),
+        encode=encode,
+        prompts=prompts,
+        latent_shape=latent_shape,
+        branching=branching or Branching(num_candidates=2),
+        config=replace(SMALL, **training),
+        seed=seed,
+    )
+
+
+class PairRecorder:
+    """The default objective, remembering which comparisons each update was made of, by timestep and noise."""
+
+    def __init__(self, policy: ShiftPolicy) -> None:
+        self.updates: list[list[tuple[float, ...]]] = [[]]
+        update_ema = policy.update_ema
+
+        def counted(decay: float) -> None:
+            update_ema(decay)
+            self.updates.append([])
+
+        policy.update_ema = counted
+
+    def __call__(self, policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
+        noise = batch.noise.flatten(1).tolist()
+        self.updates[-1].extend((t, *row) for t, row in zip(batch.t.tolist(), noise, strict=True))
+        return Stepwise()(policy, sampler, batch)
+
+
+def run_processes(num: int, folder: Path) -> None:
+    """Two rounds of this world on that many processes; each writes what it saw and ended with."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(num)
+    ]
+    try:
+        assert [process.wait(60) for process in processes] == [0] * num
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def main(folder: str) -> None:
+    """What each of those processes runs."""
+    torch.set_num_threads(1)
+    PartialState(cpu=True)  # without a GPU, accelerate joins processes only when told so
+    policy = ShiftPolicy()
+    recorder = PairRecorder(policy)
+    trainer = make_trainer(policy=policy, judge=BrightnessJudge(20.0), objective=recorder, min_gap=0.3)
+    rows = [trainer.round() for _ in range(2)]
+    result = {
+        "updates": recorder.updates,
+        "adapter": policy.adapter["shift"].detach(),
+        "ema": policy.ema["shift"],
+        "calls": dict(trainer.calls),
+        "rows": rows,
+    }
+    torch.save(result, f"{folder}/{trainer.processes.process_index}.pt")
+    trainer.processes.wait_for_everyone()
+    os._exit(0)  # gloo's threads now and then abort an ordinary end
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
