@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from worlds import assert_same
 
 from stepalign import checkpoint
 from stepalign.checkpoint import RunState, load_state, replacing, save_state, write_text
@@ -31,17 +31,6 @@ def some_state(num_rounds: int = 3) -> RunState:
         optimizer=optimizer.state_dict(),
         scaler={},
     )
-
-
-def assert_same(one: Any, other: Any) -> None:
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key, value in one.items():
-            assert_same(value, other[key])
-    else:
-        assert one == other
 
 
 def test_a_saved_state_comes_back_bit_identical(tmp_path: Path) -> None:
@@ -80,6 +69,13 @@ def test_a_file_keeps_its_old_text_until_the_new_one_is_complete(tmp_path: Path)
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+
+
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes.txt", "old text")
+    with (tmp_path / "notes.txt").open() as reader:
+        write_text(tmp_path / "notes.txt", "new")
+        assert reader.read() == "old text"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

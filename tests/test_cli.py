@@ -17,6 +17,7 @@ from stepalign.cli import main
 from stepalign.config import parse_flags
 from stepalign.job import Silence
 from stepalign.recipes import RECIPES, Recipe, change, load_recipe
+from stepalign.train import Trainer
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
 FILES = [ADAPTER, "checkpoint.pt", "metrics.jsonl", "recipe.yaml", "report.html", "summary.json"]
@@ -162,15 +163,27 @@ class Killer(Silence):
         self._tick("round")
 
 
-@pytest.mark.parametrize(("moment", "count"), [("sample", 5), ("train", 6), ("evaluate", 2)])
-def test_a_killed_run_goes_on_to_the_same_end(
-    moment: str, count: int, finished: Path, flags: Flags, tmp_path: Path
+@pytest.mark.parametrize(("moment", "count", "rounds_left"), [("sample", 5, 3), ("train", 6, 1), ("evaluate", 2, 0)])
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(
+    moment: str,
+    count: int,
+    rounds_left: int,
+    finished: Path,
+    flags: Flags,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = change(load_recipe("gradspo-sd15"), parse_flags(train(flags)[2:]))
     with pytest.raises(KeyboardInterrupt):
         stepalign.run(recipe, tmp_path / "run", watcher=Killer(moment, count))
     assert not (tmp_path / "run/summary.json").exists()
+    if moment == "train":  # after the metrics of a round and before its checkpoint, as it were
+        with (tmp_path / "run/metrics.jsonl").open("a") as file:
+            file.write('{"round": 3}\n')
+    one_round, done = Trainer.round, []
+    monkeypatch.setattr(Trainer, "round", lambda *given: done.append(1) or one_round(*given))
     assert main([*train(flags), "--output", str(tmp_path / "run")]) == 0
+    assert len(done) == rounds_left
     assert (tmp_path / "run" / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()
     assert rows(tmp_path / "run") == rows(finished)
     assert summary(tmp_path / "run") == summary(finished)

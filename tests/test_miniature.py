@@ -159,6 +159,20 @@ def test_the_aesthetic_spans_bad_to_perfect_and_does_not_read_the_prompt() -> No
     assert torch.equal(oracles.aesthetic(pictures, CAPTIONS), oracles.aesthetic(pictures, CAPTIONS[::-1]))
 
 
+@pytest.mark.parametrize(("fault", "cost"), [("grey", 0.25), ("flat", 0.25), ("blurred", 0.22), ("grainy", 0.15)])
+def test_each_fault_costs_a_picture_its_share_of_the_aesthetic(fault: str, cost: float) -> None:
+    captions = CAPTIONS[:150]
+    pictures = pictures_of(captions)
+    spoilt = {
+        "grey": pictures.mean(1, keepdim=True).expand_as(pictures),
+        "flat": 0.5 + 0.3 * (pictures - 0.5),
+        "blurred": world.gaussian_blur(pictures, torch.full((150,), 2.5)),
+        "grainy": (pictures + 0.1 * torch.randn(pictures.shape, generator=generator(2))).clamp(0, 1),
+    }[fault]
+    lost = oracles.aesthetic(pictures, captions) - oracles.aesthetic(spoilt, captions)
+    assert lost.mean() > cost
+
+
 def test_oracles_stay_in_0_to_1_whatever_the_picture() -> None:
     odd = [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32), torch.rand(1, 3, 32, 32, generator=generator())]
     for picture in odd:

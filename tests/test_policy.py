@@ -26,6 +26,12 @@ def inputs(tiny_sd: StableDiffusion) -> Inputs:
     return x_t, torch.tensor([951, 501, 1]), tiny_sd.encode(["a cat", "a dog", "two boats"])
 
 
+@pytest.fixture(scope="module")
+def trained(tiny_sd: StableDiffusion) -> LoraPolicy:
+    """A policy after training, under guidance 2; for looking at."""
+    return copied_policy(tiny_sd, trained=True)
+
+
 def base_prediction(model: StableDiffusion, inputs: Inputs, *, guidance_scale: float) -> Tensor:
     """What the network without adapters predicts under guidance, half by half."""
     x_t, t, cond = inputs
@@ -138,32 +144,29 @@ def test_prediction_in_slices_changes_nothing(tiny_sd: StableDiffusion, inputs: 
 
 
 def test_the_reference_stays_the_untouched_network_whatever_was_trained(
-    tiny_sd: StableDiffusion, inputs: Inputs
+    tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs
 ) -> None:
-    policy = copied_policy(tiny_sd, trained=True)
     bare = GuidedNetwork(copy.deepcopy(tiny_sd.network), negative=tiny_sd.negative(), guidance_scale=2.0)
     with torch.no_grad():
-        reference = policy.predict(*inputs, role="reference")
+        reference = trained.predict(*inputs, role="reference")
         assert torch.equal(reference, bare(*inputs))
-        assert (policy.predict(*inputs, role="policy") - reference).abs().max() > 0.01
-        assert (policy.predict(*inputs, role="ema") - reference).abs().max() > 0.01
+        assert (trained.predict(*inputs, role="policy") - reference).abs().max() > 0.01
+        assert (trained.predict(*inputs, role="ema") - reference).abs().max() > 0.01
 
 
-def test_each_role_predicts_with_its_own_adapter(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
-    policy = copied_policy(tiny_sd, trained=True)
+def test_each_role_predicts_with_its_own_adapter(tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs) -> None:
     swapped = copied_policy(tiny_sd)
-    swapped.load(adapter=policy.ema, ema=policy.adapter)
+    swapped.load(adapter=trained.ema, ema=trained.adapter)
     with torch.no_grad():
-        assert torch.equal(policy.predict(*inputs, role="policy"), swapped.predict(*inputs, role="ema"))
-        assert torch.equal(policy.predict(*inputs, role="ema"), swapped.predict(*inputs, role="policy"))
-        assert not torch.equal(policy.predict(*inputs, role="policy"), policy.predict(*inputs, role="ema"))
+        assert torch.equal(trained.predict(*inputs, role="policy"), swapped.predict(*inputs, role="ema"))
+        assert torch.equal(trained.predict(*inputs, role="ema"), swapped.predict(*inputs, role="policy"))
+        assert not torch.equal(trained.predict(*inputs, role="policy"), trained.predict(*inputs, role="ema"))
 
 
-def test_a_denoiser_predicts_in_its_role(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
-    policy = copied_policy(tiny_sd, trained=True)
+def test_a_denoiser_predicts_in_its_role(trained: LoraPolicy, inputs: Inputs) -> None:
     with torch.no_grad():
         for role in ROLES:
-            assert torch.equal(policy.denoiser(role)(*inputs), policy.predict(*inputs, role=role))
+            assert torch.equal(trained.denoiser(role)(*inputs), trained.predict(*inputs, role=role))
 
 
 def test_gradients_reach_all_of_the_policys_adapter_and_nothing_else(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
@@ -175,8 +178,8 @@ def test_gradients_reach_all_of_the_policys_adapter_and_nothing_else(tiny_sd: St
 
 
 @pytest.mark.parametrize("role", ["ema", "reference"])
-def test_other_roles_give_no_gradients(tiny_sd: StableDiffusion, inputs: Inputs, role: Role) -> None:
-    assert not copied_policy(tiny_sd, trained=True).predict(*inputs, role=role).requires_grad
+def test_other_roles_give_no_gradients(trained: LoraPolicy, inputs: Inputs, role: Role) -> None:
+    assert not trained.predict(*inputs, role=role).requires_grad
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
@@ -228,8 +231,8 @@ def test_the_average_moves_a_tenth_of_the_way_at_decay_09(tiny_sd: StableDiffusi
     assert all(torch.equal(policy.adapter[name], tensor) for name, tensor in adapter.items())
 
 
-def test_loaded_weights_predict_as_they_did(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
-    trained, fresh = copied_policy(tiny_sd, trained=True), copied_policy(tiny_sd, seed=9)
+def test_loaded_weights_predict_as_they_did(tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs) -> None:
+    fresh = copied_policy(tiny_sd, seed=9)
     fresh.load(adapter=trained.adapter, ema=trained.ema)
     with torch.no_grad():
         for role in ROLES:

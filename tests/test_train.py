@@ -13,7 +13,16 @@ import pytest
 import torch
 from conftest import copied_policy
 from torch import Tensor
-from worlds import LATENT_SHAPE, BrightnessJudge, PairRecorder, ShiftPolicy, encode, make_trainer, run_processes
+from worlds import (
+    LATENT_SHAPE,
+    BrightnessJudge,
+    PairRecorder,
+    ShiftPolicy,
+    assert_same,
+    encode,
+    make_trainer,
+    run_processes,
+)
 
 from stepalign.batch import Pairing
 from stepalign.checkpoint import load_state, save_state
@@ -34,18 +43,17 @@ def spied_trainer(**training: Any) -> tuple[Trainer, PairRecorder]:
     return make_trainer(policy=policy, objective=spy, **training), spy
 
 
-def sd_trainer(model: StableDiffusion, *, judge: object = None, **given: Any) -> tuple[Trainer, LoraPolicy]:
-    """Four steps, two candidates, on the tiny Stable Diffusion under guidance."""
-    policy = copied_policy(model)
-    trainer = make_trainer(
-        policy=policy,
-        judge=judge or BrightnessJudge(100.0),
-        latent_shape=model.latent_shape,
-        encode=model.encode,
-        num_steps=4,
-        **given,
-    )
-    return trainer, policy
+@pytest.fixture(scope="module")
+def sd_policy(tiny_sd: StableDiffusion) -> LoraPolicy:
+    """A policy under guidance, for counting."""
+    return copied_policy(tiny_sd)
+
+
+def sd_trainer(model: StableDiffusion, policy: LoraPolicy, *, judge: object = None, **given: Any) -> Trainer:
+    """Four steps, two candidates, on the tiny Stable Diffusion."""
+    judge = judge or BrightnessJudge(100.0)
+    parts = {"policy": policy, "judge": judge, "encode": model.encode, "latent_shape": model.latent_shape}
+    return make_trainer(**parts, num_steps=4, **given)
 
 
 def brightness(trainer: Trainer, role: str) -> float:
@@ -58,18 +66,6 @@ def brightness(trainer: Trainer, role: str) -> float:
 
 def without_clock(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "seconds"}
-
-
-def assert_equal_trees(one: Any, other: Any) -> None:
-    """Nested dicts with bit-identical tensors."""
-    if isinstance(one, Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            assert_equal_trees(one[key], other[key])
-    else:
-        assert one == other
 
 
 # A round
@@ -108,12 +104,13 @@ def test_nothing_crosses_rounds() -> None:
     assert not first & {pair for update in spy.updates for pair in update}
 
 
-def test_comparisons_of_a_round_are_shuffled_together() -> None:
+def test_comparisons_of_a_round_are_shuffled_together_and_anew_each_round() -> None:
     trainer, spy = spied_trainer(comparisons_per_update=64, train_batch=64)
-    trainer.round()
-    timesteps = [pair[0] for pair in spy.updates[0]]
-    descents = sum(t >= following for t, following in pairwise(timesteps))
-    assert descents < 45  # of 63; sampling goes down all the way
+    for _ in range(2):
+        trainer.round()
+    first, second = ([pair[0] for pair in update] for update in spy.updates[:2])
+    assert first != second
+    assert sum(t >= following for t, following in pairwise(first)) < 45  # of 63; sampling goes down all the way
 
 
 def test_unsure_comparisons_are_not_trained_on() -> None:
@@ -169,9 +166,9 @@ def test_progress_is_reported_by_phase() -> None:
     ids=["rms", "none", "spo clamp", "gradspo clamp"],
 )
 def test_a_comparison_costs_one_policy_and_one_reference_prediction(
-    tiny_sd: StableDiffusion, objective: Stepwise, with_average: bool
+    tiny_sd: StableDiffusion, sd_policy: LoraPolicy, objective: Stepwise, with_average: bool
 ) -> None:
-    trainer, _ = sd_trainer(tiny_sd, objective=objective, sample_with="ema", prompts_per_round=2)
+    trainer = sd_trainer(tiny_sd, sd_policy, objective=objective, sample_with="ema", prompts_per_round=2)
     comparisons = trainer.round()["comparisons"]
     training = {role: number for role, number in trainer.calls.items() if role.startswith("training")}
     assert comparisons == 2 * 4
@@ -180,8 +177,8 @@ def test_a_comparison_costs_one_policy_and_one_reference_prediction(
     )
 
 
-def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: StableDiffusion) -> None:
-    trainer, _ = sd_trainer(tiny_sd, sample_with="ema", prompts_per_round=3)
+def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: StableDiffusion, sd_policy: LoraPolicy) -> None:
+    trainer = sd_trainer(tiny_sd, sd_policy, sample_with="ema", prompts_per_round=3)
     trainer.round()
     assert trainer.calls["sampling_ema"] == 2 * (3 + 3 * 3 * 2)  # guidance 2, steps at 751, 501, 251 and 1, k = 2
     assert trainer.calls["judge_images"] == 3 * 4 * 2
@@ -194,7 +191,9 @@ def test_each_distinct_prompt_is_encoded_once_per_run_by_base_and_judge(
     model = StableDiffusion(tiny_sd.pipeline, tiny_sd.latent_shape, tiny_sd.name)
     spm = StepAwarePreferenceModel.from_pretrained(tiny_spm_folder)
     judge = StepAwareJudge(spm, model.pipeline.tokenizer, model.decode)
-    trainer, _ = sd_trainer(model, judge=judge, prompts=["a cat", "a dog", "a cat"], prompts_per_round=3)
+    trainer = sd_trainer(
+        model, copied_policy(model), judge=judge, prompts=["a cat", "a dog", "a cat"], prompts_per_round=3
+    )
     for _ in range(2):
         trainer.round()
     assert model.num_encoded == 2 + 1  # and the empty prompt
@@ -214,9 +213,10 @@ def test_training_raises_the_judges_score(objective: Stepwise, pairing: str) -> 
         objective=objective,
         branching=Branching(num_candidates=4),
         pairing=pairing,
-        prompts_per_round=16,
-        comparisons_per_update=64,
-        train_batch=64,
+        prompts_per_round=12,
+        sample_batch=12,
+        comparisons_per_update=48,
+        train_batch=48,
         learning_rate=0.02,
         min_gap=0.3,
     )
@@ -254,7 +254,7 @@ def test_a_restored_run_ends_bit_identical_to_one_left_alone(tmp_path: Path) -> 
     rows += [without_clock(second.round()) for _ in range(2)]
     assert rows == expected
     for name in ("adapter", "ema", "optimizer", "scaler", "calls", "num_rounds", "num_updates", "num_comparisons"):
-        assert_equal_trees(getattr(second.state(), name), getattr(whole.state(), name))
+        assert_same(getattr(second.state(), name), getattr(whole.state(), name))
 
 
 def test_a_state_stays_what_it_was_while_the_run_goes_on() -> None:

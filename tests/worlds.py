@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -124,6 +125,18 @@ def make_trainer(
         config=replace(SMALL, **training),
         seed=seed,
     )
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Equal nested dicts, tensors in them bit by bit."""
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same(value, other[key])
+    else:
+        assert one == other
 
 
 class PairRecorder:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from accelerate import PartialState
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
@@ -16,6 +15,7 @@ from stepalign.judges.spm import RELEASED_TOKENIZER, StepAwareJudge, StepAwarePr
 from stepalign.metrics.pickscore import PickScore
 from stepalign.miniature import oracles, world
 from stepalign.models import sd
+from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.prompts import load_prompts
 from stepalign.protocols import Judge, Metric
@@ -47,7 +47,7 @@ def assemble(recipe: Recipe) -> Parts:
     """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
     prompts = _prompts(recipe.prompts, "prompts")
     held_out = _held_out(recipe)
-    device = PartialState().device
+    device = processes().device
     precision = DTYPES[recipe.base.precision] if device.type != "cpu" else torch.float32
     model = sd.load(
         str(miniature.MODEL) if recipe.model == MINIATURE else recipe.model,

@@ -112,18 +112,20 @@ def _train(recipe: Recipe, output: Path | None) -> int:
     from transformers.utils import logging as transformers_logging
 
     from stepalign.job import REPORT, run
+    from stepalign.parallel import processes
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
 
     output = output or Path("runs") / recipe.name
-    console = Console(stderr=True)
-    with RoundBars(console) as bars:
+    with RoundBars(Console(stderr=True, quiet=not processes().is_main_process)) as bars:
         summary = run(recipe, output, watcher=bars)
-    if summary["scores"]:
+    processes().destroy_process_group()
+    if summary.get("scores"):
         _show(summary, Console())
-    print(f"{output / REPORT}")
+    if summary:
+        print(output / REPORT)
     return 0
 
 

@@ -13,18 +13,19 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import yaml
-from accelerate import PartialState
 
 from stepalign.assemble import Parts, assemble
-from stepalign.batch import preference_gap
+from stepalign.batch import pair
 from stepalign.checkpoint import load_state, save_state, write_text
 from stepalign.evaluate import Generated, compare, generate
+from stepalign.parallel import processes
 from stepalign.recipes import Recipe, to_yaml
 from stepalign.report import Example, TrajectoryStep, write_report
 from stepalign.rollout import rollout
@@ -61,41 +62,42 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     """Do what a recipe says in a directory of its own and return the summary.
 
     The same call on an unfinished run's directory goes on from its last checkpoint; on a finished one it only
-    returns the summary. Raises ValueError, before writing anything, when the recipe cannot be run or the directory
-    is another run's.
+    returns the summary. In a distributed run the main process evaluates and reports; the others return an empty
+    summary when training is done. Raises ValueError, before writing anything, when the recipe cannot be run or the
+    directory is another run's.
     """
     output, watcher = Path(output), watcher or Silence()
     claim(output, recipe)
     if (output / SUMMARY).is_file():
         return json.loads((output / SUMMARY).read_text())
     parts = assemble(recipe)
-    is_main = PartialState().is_main_process
     rows = _resume(parts, output)
     _train(recipe, parts, output, rows, watcher)
+    if not processes().is_main_process:
+        return {}
     start = time.perf_counter()
-    summary = {"recipe": recipe.name, "seed": recipe.seed, "num_prompts": len(parts.held_out), "scores": {}}
-    if is_main:
-        parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
-        evaluated = _evaluate(recipe, parts, watcher)
-        if evaluated:
-            summary["scores"] = compare(*evaluated)
-        prompt = parts.held_out[0] if parts.held_out else parts.trainer.stream.prompts[0]
-        trajectory = follow(recipe, parts, prompt)
-        parts.trainer.count("evaluation")
-        seconds = parts.trainer.seconds + time.perf_counter() - start
-        summary |= _work(parts, seconds)
-        write_report(
-            output / REPORT,
-            title=recipe.name,
-            recipe=to_yaml(recipe),
-            rounds=rows,
-            summary=summary,
-            examples=_examples(parts.held_out, *evaluated) if evaluated else [],
-            prompt=prompt,
-            trajectory=trajectory,
-        )
-        write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
-    PartialState().wait_for_everyone()
+    parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
+    evaluated = _evaluate(recipe, parts, watcher)
+    prompt = parts.held_out[0] if parts.held_out else parts.trainer.stream.prompts[0]
+    trajectory = follow(recipe, parts, prompt)
+    summary = {
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "num_prompts": len(parts.held_out),
+        "scores": compare(*evaluated) if evaluated else {},
+        **_work(parts, parts.trainer.seconds + time.perf_counter() - start),
+    }
+    write_report(
+        output / REPORT,
+        title=recipe.name,
+        recipe=to_yaml(recipe),
+        rounds=rows,
+        summary=summary,
+        examples=_examples(parts.held_out, *evaluated) if evaluated else [],
+        prompt=prompt,
+        trajectory=trajectory,
+    )
+    write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -133,6 +135,7 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
     steps = []
     for pool in pools:
         scores = pool.candidates.scores
+        _, sure = pair(pool.candidates, rule=recipe.training.pairing, min_gap=recipe.training.min_gap)
         with torch.no_grad():
             images = (parts.model.decode(pool.x_0[0]) / 2 + 0.5).clamp(0, 1).cpu()
         steps.append(
@@ -143,7 +146,7 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
                 best=int(scores[0].argmax()),
                 worst=int(scores[0].argmin()),
                 followed=int(pool.followed[0]),
-                trained=preference_gap(scores)[0].item() > recipe.training.min_gap,
+                trained=bool(sure[0]),
             )
         )
     return steps
@@ -161,14 +164,14 @@ def _resume(parts: Parts, output: Path) -> list[dict[str, Any]]:
     if not (output / CHECKPOINT).is_file():
         return []
     parts.trainer.restore(load_state(output / CHECKPOINT))
-    rows = [json.loads(line) for line in (output / METRICS).read_text().splitlines() if line.endswith("}")]
-    return rows[: parts.trainer.num_rounds]
+    lines = (output / METRICS).read_text().splitlines() if (output / METRICS).is_file() else []
+    return [json.loads(line) for line in lines[: parts.trainer.num_rounds]]
 
 
 def _train(recipe: Recipe, parts: Parts, output: Path, rows: list[dict[str, Any]], watcher: Watcher) -> None:
     """Do the remaining rounds; `rows` grows by theirs."""
     trainer, total = parts.trainer, recipe.training.num_rounds
-    is_main = PartialState().is_main_process
+    is_main = processes().is_main_process
     while trainer.num_rounds < total:
         row = trainer.round(watcher.phase)
         rows.append(row)
@@ -212,6 +215,7 @@ def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated
 
 
 def _work(parts: Parts, seconds: float) -> dict[str, Any]:
+    calls = parts.trainer.calls + Counter(parts.trainer.work("evaluation"))
     texts = {"judge_texts": parts.count_judge_texts(), "base_texts": parts.model.num_encoded}
     return {
         "seconds": round(seconds, 1),
@@ -219,7 +223,7 @@ def _work(parts: Parts, seconds: float) -> dict[str, Any]:
         "rounds": parts.trainer.num_rounds,
         "updates": parts.trainer.num_updates,
         "comparisons_trained": parts.trainer.num_comparisons,
-        "calls": dict(parts.trainer.calls) | texts,
+        "calls": dict(calls) | texts,
         "device": device_name(parts.model.device),
         "versions": {name: version(name) for name in VERSIONS},
     }

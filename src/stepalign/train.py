@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 
 from stepalign.batch import Conditioning, Pairing, StepComparisons, cat, pair
 from stepalign.checkpoint import RunState
 from stepalign.config import require
+from stepalign.parallel import processes
 from stepalign.prompts import PromptStream
 from stepalign.protocols import Judge, Objective, Role, Sampler, TrainablePolicy
 from stepalign.rollout import Branching, rollout
@@ -111,7 +111,7 @@ class Trainer:
         self.branching = branching
         self.config = config
         self.seed = seed
-        self.processes = PartialState()
+        self.processes = processes()
         self.parameters = list(policy.adapter.values())
         self.device = self.parameters[0].device
         self.optimizer = torch.optim.AdamW(
@@ -128,14 +128,14 @@ class Trainer:
         """Do one round and return its row of metrics."""
         start = time.perf_counter()
         experience = self._collect(tick)
-        self.count("sampling")
+        self._book("sampling")
         updates = self._schedule(sorted(gather_object(list(experience.ids))))
         rows: list[dict[str, float]] = []
         grad_norms = []
         for index, ids in enumerate(updates):
             grad_norms.append(self._update(experience, ids, rows))
             tick("train", index + 1, len(updates))
-        self.count("training")
+        self._book("training")
         self.num_rounds += 1
         self.num_comparisons += sum(len(ids) for ids in updates)
         self.seconds += time.perf_counter() - start
@@ -244,14 +244,18 @@ class Trainer:
         self.num_updates += 1
         return norm.item()
 
-    def count(self, phase: str) -> None:
-        """Book the work of all processes since the last count: network calls under a phase, and judged images."""
+    def work(self, phase: str) -> dict[str, int]:
+        """This process's work since the last call: network calls by role, booked under a phase, and judged images."""
         work = {f"{phase}_{role}": number for role, number in self.policy.calls.items()}
         work["judge_images"] = self.judge.num_images - self._judged
-        for counts in gather_object([work]):
-            self.calls.update(counts)
         self.policy.calls.clear()
         self._judged = self.judge.num_images
+        return work
+
+    def _book(self, phase: str) -> None:
+        """Add the work of all processes to the run's."""
+        for work in gather_object([self.work(phase)]):
+            self.calls.update(work)
 
     def _summarise(
         self, experience: Experience, rows: list[dict[str, float]], grad_norms: list[float]

@@ -1,0 +1,14 @@
+"""The processes that share a run."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import PartialState
+
+
+def processes() -> PartialState:
+    """This process's place among those that `accelerate launch` or `torchrun` started; alone otherwise.
+
+    Without a GPU the processes talk through gloo, which accelerate has to be told.
+    """
+    return PartialState(cpu=not torch.accelerator.is_available())
