@@ -21,6 +21,7 @@ def some_state(num_rounds: int = 3) -> RunState:
     parameter.grad = torch.randn(4)
     optimizer.step()
     return RunState(
+        prompts="a digest",
         num_rounds=num_rounds,
         num_updates=7,
         num_comparisons=123,

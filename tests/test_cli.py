@@ -294,3 +294,7 @@ def test_a_damaged_checkpoint_is_refused(flags: Flags, finished: Path, tmp_path:
     (tmp_path / "run/summary.json").unlink()
     (tmp_path / "run/checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:1000])
     assert "checkpoint.pt is not a checkpoint" in refused(*train(flags), output=tmp_path / "run")
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(flags: Flags, refused: Refused) -> None:
+    assert "output: cannot write in /proc" in refused(*train(flags), output=Path("/proc/nowhere/run"))

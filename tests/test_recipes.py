@@ -12,7 +12,7 @@ import yaml
 from stepalign.config import to_plain
 from stepalign.objectives.stepwise import GRADSPO, SPO
 from stepalign.policy import ATTENTION_PROJECTIONS
-from stepalign.recipes import RECIPES, Recipe, change, load_recipe, to_yaml
+from stepalign.recipes import RECIPES, Recipe, change, load_recipe, to_yaml, with_absolute_paths
 
 PAPERS = ("gradspo-sd15", "spo-sd15")
 
@@ -159,3 +159,10 @@ def test_a_change_keeps_the_rest() -> None:
     assert plain["branching"].pop("timestep_range") == [0, 250]
     del before["branching"]["num_candidates"], before["branching"]["timestep_range"]
     assert plain == before
+
+
+def test_the_miniatures_name_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "miniature").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("gradspo-miniature")
+    assert with_absolute_paths(recipe) == recipe

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from stepalign.batch import Conditioning, StepComparisons
@@ -182,7 +181,6 @@ def run_processes(num: int, folder: Path) -> None:
 def main(folder: str) -> None:
     """What each of those processes runs."""
     torch.set_num_threads(1)
-    PartialState(cpu=True)  # without a GPU, accelerate joins processes only when told so
     policy = ShiftPolicy()
     recorder = PairRecorder(policy)
     trainer = make_trainer(policy=policy, judge=BrightnessJudge(20.0), objective=recorder, min_gap=0.3)

@@ -19,11 +19,10 @@ from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.prompts import load_prompts
 from stepalign.protocols import Judge, Metric
-from stepalign.recipes import Recipe
+from stepalign.recipes import MINIATURE, Recipe
 from stepalign.sampler import DDIM
 from stepalign.train import Trainer
 
-MINIATURE = "miniature"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracles.alignment}
 

@@ -22,6 +22,8 @@ class RunState:
     Random numbers need no state: every draw comes from a generator that the seed and the counters here decide.
     """
 
+    prompts: str
+    """A digest of the training prompts; the order they come in is decided by seed and position."""
     num_rounds: int
     """Rounds finished; the position in the prompts follows from it."""
     num_updates: int

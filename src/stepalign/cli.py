@@ -52,6 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"stepalign: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(
+            f"stepalign: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("stepalign: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
+import tempfile
 import time
 from collections import Counter
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from stepalign.batch import pair
 from stepalign.checkpoint import load_state, save_state, write_text
 from stepalign.evaluate import Generated, compare, generate
 from stepalign.parallel import processes
-from stepalign.recipes import Recipe, to_yaml
+from stepalign.recipes import Recipe, to_yaml, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
 from stepalign.rollout import rollout
 from stepalign.seeding import PromptNoise, Purpose, generator_for
@@ -66,7 +67,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     summary when training is done. Raises ValueError, before writing anything, when the recipe cannot be run or the
     directory is another run's.
     """
-    output, watcher = Path(output), watcher or Silence()
+    recipe, output, watcher = with_absolute_paths(recipe), Path(output), watcher or Silence()
     claim(output, recipe)
     if (output / SUMMARY).is_file():
         return json.loads((output / SUMMARY).read_text())
@@ -102,10 +103,15 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
 
 
 def claim(output: Path, recipe: Recipe) -> None:
-    """Raise ValueError unless the directory is empty, absent, or of a run of this very recipe."""
+    """Raise ValueError unless the directory can be written and is empty, absent, or of a run of this very recipe."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output: {path} is a file; give a directory")
+    nearest = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    try:
+        tempfile.TemporaryDirectory(dir=nearest).cleanup()
+    except OSError as error:
+        raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
     if not output.is_dir() or not any(output.iterdir()):
         return
     if not (output / RECIPE).is_file():

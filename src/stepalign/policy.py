@@ -83,7 +83,8 @@ class GuidedNetwork:
 class LoraPolicy:
     """A guided network whose attention projections carry a trained adapter and its average.
 
-    Adapters start as nothing: A ~ N(0, 1/rank), B = 0, alpha = rank, drawn from `seed`; the average starts as a copy.
+    Adapters start as nothing: A normal with standard deviation 1/rank, drawn from `seed`, B = 0, alpha = rank. The
+    average starts as a copy.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class PromptStream:
             raise ValueError("prompts: none were given")
         self.prompts = prompts
         self.seed = seed
+        self.digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
         self._orders: dict[int, list[int]] = {}
 
     def __getitem__(self, position: int) -> str:

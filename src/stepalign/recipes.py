@@ -13,6 +13,8 @@ from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.rollout import Branching
 from stepalign.train import Training
 
+MINIATURE = "miniature"
+"""Names the shipped model, judge or captions, where a path or hub id could stand."""
 OracleName = Literal["aesthetic", "alignment"]
 
 
@@ -112,10 +114,10 @@ GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(sample_with="ema"))
 SPO_SD15 = replace(GRADSPO_SD15, name="spo-sd15", objective=SPO, training=Training(sample_with="policy"))
 GRADSPO_MINIATURE = Recipe(
     name="gradspo-miniature",
-    model="miniature",
-    prompts="miniature",
+    model=MINIATURE,
+    prompts=MINIATURE,
     base=Model(guidance_scale=2.0, precision="fp32"),
-    judge=JudgeChoice(path="miniature"),
+    judge=JudgeChoice(path=MINIATURE),
     branching=Branching(num_candidates=8),
     objective=replace(GRADSPO, trust_region="rms"),
     training=Training(
@@ -129,7 +131,7 @@ GRADSPO_MINIATURE = Recipe(
         min_gap=0.0,
         learning_rate=1e-4,
     ),
-    evaluation=Evaluation(prompts="miniature", num_prompts=216, oracles=("aesthetic", "alignment"), batch_size=72),
+    evaluation=Evaluation(prompts=MINIATURE, num_prompts=216, oracles=("aesthetic", "alignment"), batch_size=72),
 )
 SPO_MINIATURE = replace(
     GRADSPO_MINIATURE,
@@ -174,6 +176,24 @@ def change(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         return override(recipe, values)
     except ValueError as error:
         raise ValueError(f"recipe: {error}") from None
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with what it names on this machine named from the root, so that it runs from any directory."""
+
+    def absolute(name: str | None) -> str | None:
+        if name is None or name == MINIATURE or not Path(name).expanduser().exists():
+            return name
+        return str(Path(name).expanduser().resolve())
+
+    return replace(
+        recipe,
+        model=absolute(recipe.model) or recipe.model,
+        prompts=absolute(recipe.prompts),
+        base=replace(recipe.base, config=absolute(recipe.base.config)),
+        judge=replace(recipe.judge, path=absolute(recipe.judge.path) or recipe.judge.path),
+        evaluation=replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts)),
+    )
 
 
 def to_yaml(recipe: Recipe) -> str:

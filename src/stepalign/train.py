@@ -144,6 +144,7 @@ class Trainer:
     def state(self) -> RunState:
         """What `restore` takes on any number of processes."""
         return RunState(
+            prompts=self.stream.digest,
             num_rounds=self.num_rounds,
             num_updates=self.num_updates,
             num_comparisons=self.num_comparisons,
@@ -156,7 +157,9 @@ class Trainer:
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state; raises ValueError when it is of other prompts or another adapter."""
+        if state.prompts != self.stream.digest:
+            raise ValueError("prompts: they are not those this run began with; restore the file, or start a new run")
         self.policy.load(adapter=state.adapter, ema=state.ema)
         self.optimizer.load_state_dict(copy.deepcopy(state.optimizer))
         self.scaler.load_state_dict(state.scaler)
