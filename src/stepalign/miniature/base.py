@@ -72,17 +72,41 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     ).input_ids
 
 
-def warmup_cosine(
-    optimizer: torch.optim.Optimizer, num_steps: int, num_warmup: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """A linear warm-up, then half a cosine down to zero."""
+def optimise(
+    model: nn.Module,
+    loss_of: Callable[[], tuple[Tensor, Tensor]],
+    *,
+    rate: float,
+    weight_decay: float,
+    num_warmup: int,
+    num_steps: int,
+    progress: Callable[[int, int, float], None],
+    after_step: Callable[[int], None] = lambda step: None,
+) -> float:
+    """AdamW with a linear warm-up and half a cosine down to zero, gradients clipped to 1.
+
+    `loss_of` gives the loss to descend and the one to report, whose average over about 100 steps is returned.
+    """
 
     def factor(step: int) -> float:
         if step < num_warmup:
             return (step + 1) / num_warmup
         return 0.5 * (1 + math.cos(math.pi * (step - num_warmup) / max(1, num_steps - num_warmup)))
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    average = 0.0
+    for step in range(num_steps):
+        loss, reported = loss_of()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        after_step(step)
+        average = reported.item() if step == 0 else 0.99 * average + 0.01 * reported.item()
+        progress(step + 1, num_steps, average)
+    return average
 
 
 def draw_pictures(num: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
@@ -107,22 +131,22 @@ def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress)
         norm_num_groups=8,
         sample_size=world.PIXELS,
     )
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=1e-4)
-    schedule = warmup_cosine(optimizer, num_steps, 100)
-    average = 0.0
-    for step in range(num_steps):
+
+    def loss_of() -> tuple[Tensor, Tensor]:
         pictures, _ = draw_pictures(batch_size, generator)
         posterior = vae.encode(pictures).latent_dist
-        decoded = vae.decode(posterior.sample(generator)).sample
-        reconstruction = F.mse_loss(decoded, pictures)
-        loss = reconstruction + 1e-5 * posterior.kl().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average = reconstruction.item() if step == 0 else 0.99 * average + 0.01 * reconstruction.item()
-        progress("vae", step + 1, num_steps, average)
+        reconstruction = F.mse_loss(vae.decode(posterior.sample(generator)).sample, pictures)
+        return reconstruction + 1e-5 * posterior.kl().mean(), reconstruction
+
+    average = optimise(
+        vae,
+        loss_of,
+        rate=3e-3,
+        weight_decay=1e-4,
+        num_warmup=100,
+        num_steps=num_steps,
+        progress=lambda *row: progress("vae", *row),
+    )
     with torch.no_grad():
         latents = vae.encode(draw_pictures(1024, generator)[0]).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
@@ -171,10 +195,8 @@ def train_denoiser(
     alphas = make_scheduler().alphas_cumprod
     model = nn.ModuleList([unet, text_encoder])
     average_model = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.5e-3, weight_decay=1e-3)
-    schedule = warmup_cosine(optimizer, num_steps, 200)
-    average = 1.0
-    for step in range(num_steps):
+
+    def loss_of() -> tuple[Tensor, Tensor]:
         index = torch.randint(len(latents), (batch_size,), generator=generator)
         timestep = torch.randint(1000, (batch_size,), generator=generator)
         noise = torch.randn(latents[index].shape, generator=generator)
@@ -183,16 +205,23 @@ def train_denoiser(
         noisy = alpha.sqrt() * latents[index] + (1 - alpha).sqrt() * noise
         states = text_encoder(torch.where(dropped, empty, tokens[index])).last_hidden_state
         loss = F.mse_loss(unet(noisy, timestep, states).sample, noise)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        return loss, loss
+
+    def follow(step: int) -> None:
         decay = min(0.998, (step + 1) / (step + 10))
         for slow, fast in zip(average_model.parameters(), model.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - decay)
-        average = loss.item() if step == 0 else 0.99 * average + 0.01 * loss.item()
-        progress("denoiser", step + 1, num_steps, average)
+
+    average = optimise(
+        model,
+        loss_of,
+        rate=1.5e-3,
+        weight_decay=1e-3,
+        num_warmup=200,
+        num_steps=num_steps,
+        progress=lambda *row: progress("denoiser", *row),
+        after_step=follow,
+    )
     return average_model[0].eval(), average_model[1].eval(), average
 
 

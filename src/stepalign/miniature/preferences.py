@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
 from stepalign.batch import ImagePairs
 from stepalign.clip import preprocess
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
-from stepalign.miniature.base import Progress, draw_pictures, halve_weights, text_config, tokenize, warmup_cosine
+from stepalign.miniature.base import Progress, draw_pictures, halve_weights, optimise, text_config, tokenize
 from stepalign.models import sd
 from stepalign.policy import GuidedNetwork
 from stepalign.sampler import DDIM
@@ -60,48 +60,39 @@ def train_pickscore(
     captions, _ = world.split_captions()
     model = CLIPModel(clip_config(tokenizer))
 
-    def contrastive() -> Tensor:
+    def contrastive() -> tuple[Tensor, Tensor]:
         pictures, texts = draw_pictures(128, generator)
-        logits = model(
-            input_ids=tokenize(tokenizer, texts), pixel_values=preprocess(pictures / 2 + 0.5, world.PIXELS)
-        ).logits_per_text
+        pixels = preprocess(pictures / 2 + 0.5, world.PIXELS)
+        logits = model(input_ids=tokenize(tokenizer, texts), pixel_values=pixels).logits_per_text
         target = torch.arange(len(texts))
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        return loss, loss
 
-    def preference() -> Tensor:
+    def preference() -> tuple[Tensor, Tensor]:
         pairs = draw_image_pairs(captions, 64, generator)
         pixels = preprocess(pairs.images.flatten(0, 1) / 2 + 0.5, world.PIXELS)
         logits = model(input_ids=tokenize(tokenizer, pairs.prompts), pixel_values=pixels).logits_per_text
         rows = torch.arange(len(pairs.prompts))
-        return preference_loss(
-            torch.stack([logits[rows, 2 * rows], logits[rows, 2 * rows + 1]], 1), pairs.label, pairs.weight
+        scores = torch.stack([logits[rows, 2 * rows], logits[rows, 2 * rows + 1]], 1)
+        loss = preference_loss(scores, pairs.label, pairs.weight)
+        return loss, loss
+
+    def stage(name: str, loss_of: Callable[[], tuple[Tensor, Tensor]], rate: float, num_steps: int) -> float:
+        return optimise(
+            model,
+            loss_of,
+            rate=rate,
+            weight_decay=0.01,
+            num_warmup=100,
+            num_steps=num_steps,
+            progress=lambda *row: progress(name, *row),
         )
 
-    clip_loss = _optimise(model, contrastive, 1e-3, contrastive_steps, lambda *row: progress("clip", *row))
-    pair_loss = _optimise(model, preference, 5e-4, pair_steps, lambda *row: progress("pickscore", *row))
-    return model.eval().requires_grad_(False), {"clip_loss": clip_loss, "pickscore_loss": pair_loss}
-
-
-def _optimise(
-    model: nn.Module,
-    loss_of: Callable[[], Tensor],
-    rate: float,
-    num_steps: int,
-    progress: Callable[[int, int, float], None],
-) -> float:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = warmup_cosine(optimizer, num_steps, 100)
-    average = 0.0
-    for step in range(num_steps):
-        loss = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average = loss.item() if step == 0 else 0.99 * average + 0.01 * loss.item()
-        progress(step + 1, num_steps, average)
-    return average
+    losses = {
+        "clip_loss": stage("clip", contrastive, 1e-3, contrastive_steps),
+        "pickscore_loss": stage("pickscore", preference, 5e-4, pair_steps),
+    }
+    return model.eval().requires_grad_(False), losses
 
 
 def frozen_base(model: sd.StableDiffusion) -> FrozenBase:
