@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 CURVES = (
-    ("judge_score", "Judge score", "mean over the round's finished samples", False),
+    ("judge_score", "Judge score", "mean of the round's candidates at t = 0; prompts differ by round", False),
     ("loss", "Loss", "mean over the round's comparisons", False),
     ("accuracy", "Accuracy", "comparisons ordered as the judge does", True),
-    ("rms_delta", "RMS delta", "root mean square over the round's pairs", False),
+    ("rms_delta", "RMS delta", "how far the policy has moved: rms of its prediction's change", False),
     ("outside", "Outside the trust region", "share of the round's pairs", True),
     ("grad_norm", "Gradient norm", "of the round's updates", False),
     ("kept", "Pools kept", "candidate pools that gave a comparison", True),

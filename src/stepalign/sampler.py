@@ -123,8 +123,7 @@ class DDIM:
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """The clean sample that a prediction at any training timestep implies."""
-        alpha = self.alpha_bar(t)
-        signal, noise = _like(alpha.sqrt(), x_t), _like((1 - alpha).sqrt(), x_t)
+        signal, noise = self._scales(t, x_t)
         match self.schedule.prediction_type:
             case "epsilon":
                 return (x_t - noise * prediction) / signal
@@ -137,8 +136,7 @@ class DDIM:
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """The noise that a prediction at any training timestep implies."""
-        alpha = self.alpha_bar(t)
-        signal, noise = _like(alpha.sqrt(), x_t), _like((1 - alpha).sqrt(), x_t)
+        signal, noise = self._scales(t, x_t)
         match self.schedule.prediction_type:
             case "epsilon":
                 return prediction
@@ -151,8 +149,13 @@ class DDIM:
         self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise."""
+        signal_scale, noise_scale = self._scales(t, x_0)
+        return signal_scale * x_0 + noise_scale * noise
+
+    def _scales(self, t: Int[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), as factors of x."""
         alpha = self.alpha_bar(t)
-        return _like(alpha.sqrt(), x_0) * x_0 + _like((1 - alpha).sqrt(), x_0) * noise
+        return _like(alpha.sqrt(), x), _like((1 - alpha).sqrt(), x)
 
     def _at_step(self, table: Float[Tensor, " n"], t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         return table[self._steps(t)].to(t.device)
