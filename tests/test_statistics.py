@@ -9,6 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from stepalign import statistics
 from stepalign.statistics import bca_interval, paired_difference, wilson_interval
@@ -64,7 +65,6 @@ def test_the_interval_is_that_of_the_exact_bootstrap_distribution() -> None:
 
 
 def test_scipy_agrees() -> None:
-    stats = pytest.importorskip("scipy.stats")
     oracle = stats.bootstrap((SKEWED,), np.mean, n_resamples=20_000, method="BCa", rng=0).confidence_interval
     assert bca_interval(SKEWED) == pytest.approx((oracle.low, oracle.high), abs=0.1)
 
