@@ -93,7 +93,6 @@ class LoraPolicy:
         if rank < 1:
             raise ValueError(f"lora rank must be at least 1, got {rank}")
         self.guided = guided
-        self.rank = rank
         self.calls: Counter[Role] = Counter()
         """Samples through the network by role; guidance counts twice."""
         network = guided.network.requires_grad_(False)

@@ -163,7 +163,7 @@ def _from(name: str, load_pipeline: Callable[[], DiffusionPipeline]) -> Diffusio
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"model: cannot load {name!r} as a Stable Diffusion pipeline: {reason}. Give a diffusers folder (with "
-            "model_index.json), a hub id that can be reached, or a .safetensors file with model_config"
+            "model_index.json), a hub id that can be reached, or a .safetensors file with --base.config"
         ) from error
 
 
