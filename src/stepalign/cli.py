@@ -1,4 +1,4 @@
-"""The command line: `stepalign demo | train | env`."""
+"""The command line: `stepalign demo | train | convert-judge | env`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
             case "env":
                 _refuse(parser, rest)
                 return _env()
+            case "convert-judge":
+                _refuse(parser, rest)
+                return _convert_judge(arguments)
             case "demo":
                 _refuse(parser, rest)
                 recipe = replace(RECIPES["gradspo-miniature"], seed=arguments.seed)
@@ -85,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
         "recipe", nargs="?", metavar="RECIPE-OR-FILE.yaml", help=f"one of {', '.join(RECIPES)}, or a YAML file"
     )
     train.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
+    convert = commands.add_parser(
+        "convert-judge", allow_abbrev=False, help="turn a released judge checkpoint (.bin) into a safetensors folder"
+    )
+    convert.add_argument("checkpoint", help="a file, or owner/name/file on the hub")
+    convert.add_argument("output", type=Path, help="new or empty directory, for --judge.path")
+    convert.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (%(default)s)")
+    convert.add_argument("--tokenizer", default=None, help="folder or hub id of its tokenizer (PickScore's)")
+    convert.add_argument("--config", type=Path, default=None, help="config.json of its CLIP (PickScore's ViT-H/14)")
     commands.add_parser("env", help="versions and devices, for bug reports")
     return parser
 
@@ -180,6 +191,26 @@ class RoundBars:
         score = row["judge_score"]
         described = "rounds" if score is None else f"rounds (judge score {score:.3f})"
         self._progress.update(self._rounds, completed=row["round"], total=total, description=described)
+
+
+def _convert_judge(arguments: argparse.Namespace) -> int:
+    """Write a released step-aware preference model as config, safetensors and tokenizer."""
+    import torch  # like what follows, too slow to import for --help
+    from transformers import CLIPConfig, CLIPTokenizer
+
+    from stepalign.clip import resolve_folder
+    from stepalign.judges.spm import RELEASED_TOKENIZER, StepAwarePreferenceModel
+
+    output = arguments.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output: {output} exists and is not an empty directory; give another")
+    config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
+    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
+    model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
+    model.save_pretrained(output, dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
+    tokenizer.save_pretrained(output)
+    print(output)
+    return 0
 
 
 def _env() -> int:

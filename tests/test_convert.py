@@ -1,0 +1,56 @@
+"""`stepalign convert-judge`: a released checkpoint becomes a folder that `--judge.path` takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stepalign.cli import main
+from stepalign.judges.spm import StepAwarePreferenceModel
+
+
+@pytest.fixture
+def released(tiny_spm_folder: Path, tmp_path: Path) -> list[str]:
+    """The tiny judge in the released layout, and the words that name its sizes and tokenizer."""
+    tensors = load_file(tiny_spm_folder / "model.safetensors")
+    flat = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    flat["model.text_model.embeddings.position_ids"] = torch.arange(16.0)[None]
+    torch.save(flat, tmp_path / "spm.bin")
+    config = ["--config", str(tiny_spm_folder / "config.json")]
+    return [str(tmp_path / "spm.bin"), str(tmp_path / "folder"), "--tokenizer", str(tiny_spm_folder), *config]
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_a_converted_judge_is_the_released_one(
+    released: list[str], tiny_spm_folder: Path, tmp_path: Path, dtype: str, kept: torch.dtype
+) -> None:
+    assert main(["convert-judge", *released, "--dtype", dtype]) == 0
+    converted = load_file(tmp_path / "folder/model.safetensors")
+    original = load_file(tiny_spm_folder / "model.safetensors")
+    assert converted.keys() == original.keys()
+    assert all(torch.equal(converted[name], original[name].to(kept)) for name in original)
+    StepAwarePreferenceModel.from_pretrained(tmp_path / "folder")
+    assert (tmp_path / "folder/tokenizer.json").is_file()
+
+
+def test_a_directory_with_files_is_refused(
+    released: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").write_text("mine")
+    assert main(["convert-judge", *released]) == 1
+    assert "is not an empty directory" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["notes.txt"]
+
+
+def test_a_checkpoint_of_other_sizes_is_refused_before_anything_is_written(
+    released: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert-judge", *released[:4]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stepalign: ")
+    assert "does not fit its config" in line
+    assert not (tmp_path / "folder").exists()
