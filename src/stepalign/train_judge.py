@@ -36,13 +36,18 @@ class FrozenBase:
 
     @torch.no_grad()
     def noisy_estimates(
-        self, images: Float[Tensor, "b n 3 h w"], prompts: list[str], t: Int[Tensor, " b"], noise: Tensor
+        self,
+        images: Float[Tensor, "b n 3 h w"],
+        prompts: list[str],
+        t: Int[Tensor, " b"],
+        generator: torch.Generator,
     ) -> Float[Tensor, "b n 3 h w"]:
-        """The decoded x̂0 of n images per prompt under one timestep and one noise "b c h w" for all n."""
+        """The decoded x̂0 of n images per prompt, all n under one timestep and one noise of the generator's."""
         b, n = images.shape[:2]
         latents = self.encode_images(images.flatten(0, 1))
+        noise = torch.randn(b, *latents.shape[1:], generator=generator).to(latents)
         flat_t = t.repeat_interleave(n)
-        x_t = self.sampler.add_noise(latents, noise.repeat_interleave(n, 0).to(latents), flat_t)
+        x_t = self.sampler.add_noise(latents, noise.repeat_interleave(n, 0), flat_t)
         prediction = self.denoise(x_t, flat_t, self.encode(prompts).tile(n))
         return self.decode(self.sampler.predict_x0(prediction, x_t, flat_t)).unflatten(0, (b, n))
 
@@ -127,9 +132,7 @@ def score_pairs(
     Both images go through the base model in one batch, and the text tower sees each distinct prompt once.
     """
     device = model.logit_scale.device
-    latent = base.encode_images(pairs.images[:1, 0].to(device)).shape[1:]
-    noise = torch.randn(len(pairs.prompts), *latent, generator=generator).to(device)
-    estimates = base.noisy_estimates(pairs.images.to(device), pairs.prompts, t, noise).flatten(0, 1)
+    estimates = base.noisy_estimates(pairs.images.to(device), pairs.prompts, t, generator).flatten(0, 1)
     pixels = preprocess(estimates / 2 + 0.5, model.config.vision_config.image_size)
     distinct = list(dict.fromkeys(pairs.prompts))
     text = model.text_features(tokenize(tokenizer, model.config, distinct).to(device))

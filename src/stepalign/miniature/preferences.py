@@ -19,6 +19,7 @@ from stepalign.models import sd
 from stepalign.policy import GuidedNetwork
 from stepalign.sampler import DDIM
 from stepalign.seeding import Purpose, generator_for
+from stepalign.statistics import wilson_interval
 from stepalign.train_judge import FrozenBase, JudgeTraining, pair_accuracy, preference_loss, train_judge
 
 GUIDANCE_SCALE = 2.0
@@ -147,11 +148,11 @@ def build_judges(
 def measure_accuracy(
     tokenizer: CLIPTokenizer, base: FrozenBase, judges: dict[str, StepAwarePreferenceModel], captions: list[str]
 ) -> dict[str, object]:
-    """Each judge's held-out pair accuracy by timestep, as (right, of how many), on the same noisy inputs."""
+    """Each judge's held-out pair accuracy by timestep, with a 95 % interval, on the same noisy inputs."""
     batches = [draw_image_pairs(captions, 250, generator_for(99, Purpose.JUDGE_DATA, index)) for index in range(8)]
-    return {
-        f"{name}_accuracy": {
-            t: pair_accuracy(judge, tokenizer, base=base, batches=batches, timestep=t, seed=7) for t in TIMESTEPS
-        }
-        for name, judge in judges.items()
-    }
+
+    def accuracy(judge: StepAwarePreferenceModel, timestep: int) -> dict[str, object]:
+        right, total = pair_accuracy(judge, tokenizer, base=base, batches=batches, timestep=timestep, seed=7)
+        return {"accuracy": right / total, "interval": wilson_interval(right, total), "pairs": total}
+
+    return {f"{name}_accuracy": {t: accuracy(judge, t) for t in TIMESTEPS} for name, judge in judges.items()}

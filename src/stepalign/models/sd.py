@@ -70,14 +70,11 @@ class StableDiffusion:
         return vae.decode((x_0 / vae.config.scaling_factor + shift).to(vae.dtype)).sample.float()
 
     @torch.no_grad()
-    def encode_images(
-        self, images: Float[Tensor, "b 3 hh ww"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        """Images with values in [-1, 1] to latents: the posterior's mode, or a draw when a generator is given."""
+    def encode_images(self, images: Float[Tensor, "b 3 hh ww"]) -> Float[Tensor, "b c h w"]:
+        """Images with values in [-1, 1] to latents: the mode of the VAE's posterior."""
         vae = self.pipeline.vae
-        posterior = vae.encode(images.to(vae.device, vae.dtype)).latent_dist
-        latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return ((latents.float() - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor).float()
+        latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def schedule(self, num_steps: int) -> NoiseSchedule:
         """The model's own noise schedule on a grid of DDIM steps."""
