@@ -1,7 +1,7 @@
 """Makes the miniature from nothing: `python -m stepalign.miniature.build [--output DIR] [--seed 0]`.
 
-Base model first (VAE; text encoder and UNet), then the judges that look through it. Seeded; about half an hour of
-two cores. The figures of a build are written to build.json beside the weights.
+Base model first (VAE; text encoder and UNet), then the judges that look through it. Seeded; some forty minutes on
+two busy cores. The figures of a build are written to build.json beside the weights.
 """
 
 from __future__ import annotations
