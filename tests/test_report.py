@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import Tensor
+from pages import Page, assert_self_contained, decoded, levels, pictures
 
 from stepalign import report
+from stepalign.page import LEFT, RIGHT, WIDTH
 
 NAN = float("nan")
-
-
-class Page(HTMLParser):
-    """The elements of a page as (tag, attributes) and its text."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.source = source
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(source)
-        self.text = " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def named(self, tag: str, **having: str) -> list[dict[str, str | None]]:
-        return [
-            a for t, a in self.elements if t == tag and all(v in (a.get(k) or "").split() for k, v in having.items())
-        ]
 
 
 def score(base: float, aligned: float, low: float, high: float) -> dict[str, Any]:
@@ -58,11 +32,6 @@ SUMMARY: dict[str, Any] = {
     "calls": {"sampling": 123456, "something_new": 7},
     "versions": {"torch": "2.13.0"},
 }
-
-
-def pictures(*shape: int) -> Tensor:
-    """Random pictures of whole 8-bit levels, which a PNG keeps exactly."""
-    return torch.randint(256, shape, generator=torch.Generator().manual_seed(0)) / 255
 
 
 def example(prompt: str = "a red ring", size: int = 32) -> report.Example:
@@ -91,16 +60,6 @@ def curve_titles(page: Page) -> list[str]:
     return [(svg["aria-label"] or "").split(", from ")[0] for svg in page.named("svg", **{"class": "chart"})]
 
 
-def decoded(image: dict[str, str | None]) -> np.ndarray:
-    kind, data = (image["src"] or "").split(",", 1)
-    assert kind == "data:image/png;base64"
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
-def levels(picture: Tensor) -> np.ndarray:
-    return (picture * 255).round().byte().permute(1, 2, 0).numpy()
-
-
 def test_any_text_is_shown_as_text(page) -> None:
     attack = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} & ünïcode"
     summary = {**SUMMARY, "recipe": attack, "scores": {attack: score(1, 2, 0.5, 1.5)}, "versions": {attack: attack}}
@@ -121,12 +80,7 @@ def test_a_lone_surrogate_in_a_prompt_does_not_stop_the_report(page) -> None:
 def test_the_page_needs_nothing_from_outside(page) -> None:
     rows = [{"round": 1, "loss": 0.7, "rms_delta_by_timestep": {"751": 0.1, "1": 0.2}}]
     result = page(rounds=rows, examples=[example()], trajectory=[step()])
-    links = [a[name] or "" for _, a in result.elements for name in ("src", "href", "srcset", "xlink:href") if name in a]
-    assert len(links) >= 5
-    assert all(link.startswith(("data:", "#")) for link in links)
-    assert not re.search(r"https?:|@import|url\(", result.source)
-    policy = result.named("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
-    assert "default-src 'none'" in (policy or "")
+    assert_self_contained(result)
 
 
 def test_pictures_decode_to_the_given_pixels(page) -> None:
@@ -232,7 +186,7 @@ def test_curves_stay_inside_their_frame(page, values: list[float]) -> None:
     heights = [float(text["y"] or NAN) - 4 for text in result.named("text", **{"text-anchor": "end"})][:-1]
     assert len(dots) == len(values)
     assert 2 <= len(heights) <= 7
-    assert all(report.LEFT <= x <= report.WIDTH - report.RIGHT for x, _ in dots)
+    assert all(LEFT <= x <= WIDTH - RIGHT for x, _ in dots)
     assert all(min(heights) <= y <= max(heights) for _, y in dots)
     assert max(dots, key=lambda dot: dot[1])[1] == dots[values.index(min(values))][1], "the least value lies lowest"
 
