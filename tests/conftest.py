@@ -8,14 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import DDIMScheduler, DiffusionPipeline
+from original_layout import original_layout
+from safetensors.torch import save_file
+from tiny_models import save_sd, save_sdxl
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stepalign.batch import Conditioning, StepComparisons
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
-from stepalign.models import sd
+from stepalign.models.base import BaseModel
+from stepalign.models.load import load
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.protocols import Metrics, Objective, Role
 from stepalign.sampler import DDIM, NoiseSchedule
@@ -99,55 +103,17 @@ def tiny_spm_folder(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path_fac
 
 @pytest.fixture(scope="session")
 def tiny_sd_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion 1.x in structure (four UNet levels, an 8x VAE, PNDM config), random and tiny; 64 pixels."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=8,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-    )
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
-        hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    scheduler = PNDMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-    )
-    pipeline = StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    folder = tmp_path_factory.mktemp("sd15")
-    pipeline.save_pretrained(folder)
-    return folder
+    return save_sd(tmp_path_factory.mktemp("sd15"), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_folder(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sdxl(tmp_path_factory.mktemp("sdxl"), tokenizer)
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    weights, expected = one.state_dict(), other.state_dict()
+    return weights.keys() == expected.keys() and all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -189,13 +155,44 @@ def evaluate(objective: Objective, sampler: DDIM, batch: StepComparisons, **role
 
 
 @pytest.fixture(scope="session")
-def tiny_sd(tiny_sd_folder: Path) -> sd.StableDiffusion:
+def tiny_sd(tiny_sd_folder: Path) -> BaseModel:
     """The tiny Stable Diffusion, loaded; adapters go on copies of its network."""
-    return sd.load(str(tiny_sd_folder))
+    return load(str(tiny_sd_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tiny_sdxl_folder: Path) -> BaseModel:
+    """The tiny SDXL, loaded; adapters go on copies of its network."""
+    return load(str(tiny_sdxl_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_file(tiny_sdxl: BaseModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as one file in the original layout."""
+    path = tmp_path_factory.mktemp("original") / "sd_xl_base.safetensors"
+    save_file(original_layout(tiny_sdxl.pipeline), path)
+    return path
+
+
+def assert_draws_as(pipeline: DiffusionPipeline, model: BaseModel, *, guidance_scale: float = 3.0) -> None:
+    """Check that our sampler, guidance and conditioning end at the latents of the pipeline's own DDIM, eta = 0."""
+    prompts, (_, height, width) = ["a cat", "two boats"], model.latent_shape
+    x_t = normal(2, *model.latent_shape, dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+    pipeline.set_progress_bar_config(disable=True)
+    given = {"height": 8 * height, "width": 8 * width, "latents": x_t, "guidance_scale": guidance_scale}
+    expected = pipeline(prompts, num_inference_steps=3, output_type="latent", **given).images
+    guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=guidance_scale)
+    sampler, cond = DDIM(model.schedule(3), eta=0.0), model.encode(prompts)
+    with torch.no_grad():
+        for t in sampler.timesteps:
+            steps = torch.full((2,), t)
+            x_t = sampler.transition(guided(x_t, steps, cond), x_t, steps).mean
+    torch.testing.assert_close(x_t, expected, rtol=1e-4, atol=1e-4)
 
 
 def copied_policy(
-    model: sd.StableDiffusion, *, rank: int = 2, seed: int = 0, guidance_scale: float = 2.0, trained: bool = False
+    model: BaseModel, *, rank: int = 2, seed: int = 0, guidance_scale: float = 2.0, trained: bool = False
 ) -> LoraPolicy:
     """A policy over a copy of the model's UNet; "trained" gives policy and average weights of their own."""
     guided = GuidedNetwork(copy.deepcopy(model.network), negative=model.negative(), guidance_scale=guidance_scale)

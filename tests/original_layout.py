@@ -1,16 +1,18 @@
-"""A Stable Diffusion 1.x pipeline's weights under the names of its first release, what a single file holds."""
+"""A Stable Diffusion 1.x or XL pipeline's weights under the names of their first release, what a single file holds."""
 
 from __future__ import annotations
 
 import re
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 UNET = [
     (r"^time_embedding\.linear_1", "time_embed.0"),
     (r"^time_embedding\.linear_2", "time_embed.2"),
+    (r"^add_embedding\.linear_1", "label_emb.0.0"),
+    (r"^add_embedding\.linear_2", "label_emb.0.2"),
     (r"^conv_in", "input_blocks.0.0"),
     (r"^conv_norm_out", "out.0"),
     (r"^conv_out", "out.2"),
@@ -40,19 +42,51 @@ VAE = [
 ]
 
 
+OPEN_CLIP = [
+    (r"^text_model\.embeddings\.position_embedding\.weight", "positional_embedding"),
+    (r"^text_model\.embeddings\.token_embedding", "token_embedding"),
+    (r"^text_model\.final_layer_norm", "ln_final"),
+    (r"^text_model\.encoder\.layers", "transformer.resblocks"),
+    (r"layer_norm([12])", r"ln_\1"),
+    (r"mlp\.fc1", "mlp.c_fc"),
+    (r"mlp\.fc2", "mlp.c_proj"),
+    (r"self_attn", "attn"),
+    (r"^text_projection\.weight", "text_projection"),
+]
+
+
 def original_layout(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
     """Everything such a file holds, things that nobody reads included."""
-    tensors = {f"model.diffusion_model.{_unet(key)}": value for key, value in pipeline.unet.state_dict().items()}
+    unet = pipeline.unet.state_dict()
+    tensors = {f"model.diffusion_model.{_unet(key, unet)}": value for key, value in unet.items()}
     for key, value in pipeline.vae.state_dict().items():
         name = _renamed(key, VAE)
         is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
         tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
+    is_xl = "text_encoder_2" in pipeline.components
+    prefix = "conditioner.embedders.0.transformer." if is_xl else "cond_stage_model.transformer."
     for key, value in pipeline.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{key.removeprefix('text_model.')}"] = value
+        tensors[f"{prefix}text_model.{key.removeprefix('text_model.')}"] = value
     length = pipeline.text_encoder.config.max_position_embeddings
-    tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(length)[None]
-    tensors["alphas_cumprod"] = pipeline.scheduler.alphas_cumprod
+    tensors[f"{prefix}text_model.embeddings.position_ids"] = torch.arange(length)[None]
+    if is_xl:
+        second = _open_clip(pipeline.text_encoder_2.state_dict())
+        tensors.update({f"conditioner.embedders.1.model.{key}": value for key, value in second.items()})
+    tensors["alphas_cumprod"] = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
+def _open_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text encoder with projection: queries, keys and values are one matrix, the projection multiplies from right."""
+    tensors = {"logit_scale": torch.tensor(4.6)}
+    for key, value in weights.items():
+        name = _renamed(key, OPEN_CLIP)
+        if part := re.fullmatch(r"(.*attn)\.q_proj\.(weight|bias)", name):
+            parts = [weights[key.replace("q_proj", f"{letter}_proj")] for letter in "qkv"]
+            tensors[f"{part[1]}.in_proj_{part[2]}"] = torch.cat(parts)
+        elif not re.search(r"attn\.[kv]_proj", name):
+            tensors[name] = value.T if name == "text_projection" else value
+    return tensors
 
 
 def _renamed(key: str, rules: list) -> str:
@@ -61,7 +95,7 @@ def _renamed(key: str, rules: list) -> str:
     return key
 
 
-def _unet(key: str) -> str:
+def _unet(key: str, weights: dict[str, Tensor]) -> str:
     """Blocks are numbered through: three to a level, layers first, then the change of size."""
     part = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)(.*)", key)
     if part:
@@ -74,7 +108,8 @@ def _unet(key: str) -> str:
                 "downsamplers": f"input_blocks.{3 * level + 3}.0.op{rest.removeprefix('.conv')}",
             }[kind]
         else:
-            place = 1 if level == 0 else 2  # the deepest level has no attention before its upsampler
+            has_attention = any(other.startswith(f"up_blocks.{level}.attentions") for other in weights)
+            place = 2 if has_attention else 1  # the upsampler comes after resnet and attention
             key = {
                 "resnets": f"output_blocks.{3 * level + layer}.0{rest}",
                 "attentions": f"output_blocks.{3 * level + layer}.1{rest}",

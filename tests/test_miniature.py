@@ -18,7 +18,8 @@ from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.metrics.pickscore import PickScore
 from stepalign.miniature import oracles, world
 from stepalign.miniature.world import QUALITY, Scenes, attributes_of, caption, draw_pairs, draw_scenes, render
-from stepalign.models import sd
+from stepalign.models.base import BaseModel
+from stepalign.models.load import load
 from stepalign.policy import GuidedNetwork
 from stepalign.rollout import sample
 from stepalign.sampler import DDIM
@@ -184,8 +185,8 @@ def test_oracles_stay_in_0_to_1_whatever_the_picture() -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> sd.StableDiffusion:
-    return sd.load(str(miniature.MODEL))
+def model() -> BaseModel:
+    return load(str(miniature.MODEL))
 
 
 def weight_files() -> Iterator[str]:
@@ -211,7 +212,7 @@ def test_the_folder_is_an_ordinary_pipeline() -> None:
     assert images.isfinite().all()
 
 
-def test_the_base_draws_what_captions_say_at_mixed_quality(model: sd.StableDiffusion) -> None:
+def test_the_base_draws_what_captions_say_at_mixed_quality(model: BaseModel) -> None:
     captions = world.split_captions()[1][:24]
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=2.0)
     noise = PromptNoise([generator_for(0, Purpose.EVALUATION, row) for row in range(len(captions))])
@@ -237,7 +238,7 @@ def held_out_pairs() -> tuple[list[str], Tensor, Tensor]:
     return captions, torch.stack([render(first, generator(6)), render(second, generator(7))], 1), label
 
 
-def test_the_spm_judges_latents_better_than_chance(model: sd.StableDiffusion) -> None:
+def test_the_spm_judges_latents_better_than_chance(model: BaseModel) -> None:
     captions, pictures, label = held_out_pairs()
     spm = StepAwarePreferenceModel.from_pretrained(miniature.SPM)
     judge = StepAwareJudge(spm, model.pipeline.tokenizer, model.decode)
@@ -264,7 +265,7 @@ def test_the_spm_has_the_towers_of_the_pickscore_and_knows_the_timestep() -> Non
     assert not torch.allclose(early, late, atol=1e-3)
 
 
-def test_the_published_oracle_figures(model: sd.StableDiffusion) -> None:
+def test_the_published_oracle_figures(model: BaseModel) -> None:
     """In the miniature's README: .57, .96 over all qualities; .94, 1.00 over perfect pictures; .80 through the VAE."""
     _, held_out = world.split_captions()
     mixed = render(draw_scenes(attributes_of(held_out), generator()), generator())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import copied_policy
+from conftest import assert_draws_as, copied_policy, same_weights
 from diffusers import DDIMScheduler, DiffusionPipeline, PNDMScheduler, StableDiffusionPipeline
 from original_layout import original_layout
 from safetensors.torch import load_file, save_file
+from tiny_models import save_sd2
 from torch import Tensor
+from transformers import CLIPTokenizer
 
-from stepalign.models import sd
-from stepalign.models.sd import StableDiffusion
+from stepalign.models.base import BaseModel
+from stepalign.models.load import load
 
 PROMPTS = ["a cat", "a dog on a mat", "ä " * 40]
 
@@ -36,9 +39,9 @@ def single_file(pipeline: DiffusionPipeline, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def fresh(tiny_sd: StableDiffusion) -> StableDiffusion:
+def fresh(tiny_sd: BaseModel) -> BaseModel:
     """The tiny model before anything was encoded."""
-    return StableDiffusion(tiny_sd.pipeline, tiny_sd.latent_shape, tiny_sd.name)
+    return dataclasses.replace(tiny_sd)
 
 
 def latents(num: int = 2) -> Tensor:
@@ -56,7 +59,7 @@ def assert_same_model(one: DiffusionPipeline, other: DiffusionPipeline) -> None:
 
 
 def test_a_folder_is_loaded_frozen_in_float32(tiny_sd_folder: Path, pipeline: DiffusionPipeline) -> None:
-    model = sd.load(str(tiny_sd_folder))
+    model = load(str(tiny_sd_folder))
     assert_same_model(model.pipeline, pipeline)
     assert model.latent_shape == (4, 8, 8)
     assert model.network is model.pipeline.unet
@@ -67,25 +70,25 @@ def test_a_folder_is_loaded_frozen_in_float32(tiny_sd_folder: Path, pipeline: Di
 
 
 def test_weights_can_be_loaded_in_half_precision(tiny_sd_folder: Path) -> None:
-    model = sd.load(str(tiny_sd_folder), dtype=torch.bfloat16)
+    model = load(str(tiny_sd_folder), dtype=torch.bfloat16)
     assert model.network.dtype == torch.bfloat16
     assert model.decode(latents()).dtype == torch.float32
 
 
 def test_a_resolution_sets_the_size_of_the_latents(tiny_sd_folder: Path) -> None:
-    assert sd.load(str(tiny_sd_folder), resolution=96).latent_shape == (4, 12, 12)
+    assert load(str(tiny_sd_folder), resolution=96).latent_shape == (4, 12, 12)
 
 
 @pytest.mark.parametrize("resolution", [100, 0, -64])
 def test_a_resolution_that_does_not_fit_is_refused(tiny_sd_folder: Path, resolution: int) -> None:
     with pytest.raises(ValueError, match=rf"resolution must be .*8.* got {resolution}"):
-        sd.load(str(tiny_sd_folder), resolution=resolution)
+        load(str(tiny_sd_folder), resolution=resolution)
 
 
 def test_a_file_in_the_original_layout_is_the_same_model(
-    single_file: Path, tiny_sd_folder: Path, tiny_sd: StableDiffusion
+    single_file: Path, tiny_sd_folder: Path, tiny_sd: BaseModel
 ) -> None:
-    model = sd.load(str(single_file), config=str(tiny_sd_folder))
+    model = load(str(single_file), config=str(tiny_sd_folder))
     assert_same_model(model.pipeline, tiny_sd.pipeline)
     cond, expected_cond = model.encode(PROMPTS[:2]), tiny_sd.encode(PROMPTS[:2])
     assert torch.equal(cond.tokens, expected_cond.tokens)
@@ -99,17 +102,39 @@ def test_a_file_in_the_original_layout_is_the_same_model(
     assert model.latent_shape == tiny_sd.latent_shape
 
 
+def test_tensors_under_the_names_of_published_folders_are_found(
+    tiny_sd_folder: Path, tiny_sd: BaseModel, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_sd_folder, tmp_path / "model")
+    weights = folder / "text_encoder/model.safetensors"
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(weights).items()}
+    tensors["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert same_weights(load(str(folder)).pipeline.text_encoder, tiny_sd.pipeline.text_encoder)
+
+
+def test_stable_diffusion_2_predicts_v(tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    folder = save_sd2(tmp_path, tokenizer)
+    model, pipeline = load(str(folder)), StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    assert model.schedule(10).prediction_type == "v_prediction"
+    with torch.no_grad():
+        positive, negative = pipeline.encode_prompt(PROMPTS, "cpu", 1, True, [""] * 3)
+    assert torch.allclose(model.encode(PROMPTS).tokens, positive, atol=1e-6)
+    assert torch.allclose(model.negative().tokens, negative[:1], atol=1e-6)
+    assert_draws_as(pipeline, model)
+
+
 # Text
 
 
-def test_encoding_is_what_the_pipeline_conditions_on(fresh: StableDiffusion, pipeline: DiffusionPipeline) -> None:
+def test_encoding_is_what_the_pipeline_conditions_on(fresh: BaseModel, pipeline: DiffusionPipeline) -> None:
     with torch.no_grad():
         positive, negative = pipeline.encode_prompt(PROMPTS, "cpu", 1, True, [""] * 3)
     assert torch.allclose(fresh.encode(PROMPTS).tokens, positive, atol=1e-6)
     assert torch.allclose(fresh.negative().tokens, negative[:1], atol=1e-6)
 
 
-def test_each_distinct_prompt_is_encoded_once(fresh: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_distinct_prompt_is_encoded_once(fresh: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
     forward = fresh.pipeline.text_encoder.forward
 
@@ -125,10 +150,18 @@ def test_each_distinct_prompt_is_encoded_once(fresh: StableDiffusion, monkeypatc
     assert torch.equal(first.tokens[1], second.tokens[0])
 
 
+def test_forgotten_prompts_are_encoded_again_and_counted_again(fresh: BaseModel) -> None:
+    first = fresh.encode(["a cat", "a dog"])
+    fresh.forget()
+    assert fresh.num_encoded == 2
+    assert torch.equal(fresh.encode(["a cat", "a dog"]).tokens, first.tokens)
+    assert fresh.num_encoded == 4
+
+
 # Images
 
 
-def test_decoding_is_what_the_pipeline_draws(tiny_sd: StableDiffusion, pipeline: DiffusionPipeline) -> None:
+def test_decoding_is_what_the_pipeline_draws(tiny_sd: BaseModel, pipeline: DiffusionPipeline) -> None:
     def draw(output_type: str) -> Tensor:
         generator = torch.Generator().manual_seed(1)
         return pipeline("a cat", num_inference_steps=2, generator=generator, output_type=output_type).images
@@ -139,13 +172,13 @@ def test_decoding_is_what_the_pipeline_draws(tiny_sd: StableDiffusion, pipeline:
     assert torch.allclose((images / 2 + 0.5).clamp(0, 1), draw("pt"), atol=1e-6)
 
 
-def test_decoding_can_be_differentiated(tiny_sd: StableDiffusion) -> None:
+def test_decoding_can_be_differentiated(tiny_sd: BaseModel) -> None:
     x_0 = latents().requires_grad_()
     tiny_sd.decode(x_0).sum().backward()
     assert x_0.grad.abs().sum() > 0
 
 
-def test_images_are_encoded_to_the_scale_latents_have(tiny_sd: StableDiffusion, pipeline: DiffusionPipeline) -> None:
+def test_images_are_encoded_to_the_scale_latents_have(tiny_sd: BaseModel, pipeline: DiffusionPipeline) -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
     encoded = tiny_sd.encode_images(images)
     with torch.no_grad():
@@ -154,10 +187,20 @@ def test_images_are_encoded_to_the_scale_latents_have(tiny_sd: StableDiffusion, 
     assert torch.allclose(encoded, expected, atol=1e-6)
 
 
+def test_pictures_need_not_be_square(tiny_sd_folder: Path, pipeline: DiffusionPipeline) -> None:
+    model = load(str(tiny_sd_folder), resolution=(96, 64))
+    assert model.latent_shape == (4, 12, 8)
+    images = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    encoded = model.encode_images(images)
+    assert encoded.shape == (1, 4, 12, 8)
+    assert model.decode(encoded).shape == images.shape
+    assert_draws_as(pipeline, model)
+
+
 # Schedule
 
 
-def test_the_schedule_is_the_models_own_on_a_ddim_grid(tiny_sd: StableDiffusion) -> None:
+def test_the_schedule_is_the_models_own_on_a_ddim_grid(tiny_sd: BaseModel) -> None:
     assert isinstance(tiny_sd.pipeline.scheduler, PNDMScheduler)
     schedule = tiny_sd.schedule(20)
     assert schedule.timesteps == tuple(range(951, 0, -50))
@@ -168,7 +211,7 @@ def test_the_schedule_is_the_models_own_on_a_ddim_grid(tiny_sd: StableDiffusion)
 
 
 def test_the_schedule_follows_the_models_config(tiny_sd_folder: Path) -> None:
-    model = sd.load(str(tiny_sd_folder))
+    model = load(str(tiny_sd_folder))
     model.pipeline.scheduler = PNDMScheduler.from_config(
         model.pipeline.scheduler.config, prediction_type="v_prediction", set_alpha_to_one=True, steps_offset=0
     )
@@ -182,7 +225,7 @@ def test_the_schedule_follows_the_models_config(tiny_sd_folder: Path) -> None:
 
 @pytest.mark.parametrize("which", ["adapter", "ema"])
 def test_a_saved_adapter_makes_the_pipeline_predict_as_the_policy(
-    which: str, tiny_sd: StableDiffusion, tiny_sd_folder: Path, tmp_path: Path
+    which: str, tiny_sd: BaseModel, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=1.0, trained=True)
     tiny_sd.save_adapter(tmp_path / "adapter", getattr(policy, which))
@@ -196,80 +239,3 @@ def test_a_saved_adapter_makes_the_pipeline_predict_as_the_policy(
         expected = policy.predict(x_t, t, cond, role="policy" if which == "adapter" else "ema")
     assert torch.allclose(predicted, expected, atol=1e-5)
     assert not torch.allclose(predicted, base, atol=1e-2)
-
-
-# Refusals
-
-
-def broken(folder: Path, target: Path, damage: str) -> str:
-    """A copy of a folder with something wrong."""
-    shutil.copytree(folder, target)
-    weights = target / "unet/diffusion_pytorch_model.safetensors"
-    match damage:
-        case "no index":
-            (target / "model_index.json").unlink()
-        case "index is no JSON":
-            (target / "model_index.json").write_text("{")
-        case "no unet":
-            shutil.rmtree(target / "unet")
-        case "no text encoder weights":
-            (target / "text_encoder/model.safetensors").unlink()
-        case "no tokenizer":
-            shutil.rmtree(target / "tokenizer")
-        case "cut weights":
-            weights.write_bytes(weights.read_bytes()[:5000])
-        case "weights of another shape":
-            save_file({name: torch.zeros(1) for name in load_file(weights)}, weights)
-        case "missing weights":
-            tensors = load_file(weights)
-            del tensors["conv_in.weight"]
-            save_file(tensors, weights)
-        case "empty":
-            shutil.rmtree(target)
-            target.mkdir()
-    return str(target)
-
-
-DAMAGES = ("no index", "index is no JSON", "no unet", "no text encoder weights", "no tokenizer", "cut weights")
-DAMAGES += ("weights of another shape", "missing weights", "empty")
-
-
-def assert_refused(name: str, config: str | None = None) -> None:
-    with pytest.raises(ValueError, match=r"^model: ") as error:
-        sd.load(name, config=config)
-    assert name in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_missing_folder_is_named() -> None:
-    assert_refused("nowhere")
-    assert_refused("/nowhere/at/all")
-    assert_refused("./nowhere/model")
-
-
-def test_a_hub_id_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert_refused("no-such-owner/no-such-model")
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_broken_folder_is_named(damage: str, tiny_sd_folder: Path, tmp_path: Path) -> None:
-    assert_refused(broken(tiny_sd_folder, tmp_path / "model", damage))
-
-
-@pytest.mark.parametrize("content", [b"", b"just text", b"\x00" * 100])
-def test_a_file_that_is_no_checkpoint_is_named(content: bytes, tiny_sd_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    assert_refused(str(tmp_path / "model.safetensors"), config=str(tiny_sd_folder))
-
-
-def test_a_file_of_other_weights_is_named(tiny_sd_folder: Path, tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
-    assert_refused(str(tmp_path / "model.safetensors"), config=str(tiny_sd_folder))
-
-
-def test_a_config_that_is_not_there_is_refused(single_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert_refused(str(single_file), config="no-such-owner/no-such-model")

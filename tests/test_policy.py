@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stepalign.batch import Conditioning
-from stepalign.models.sd import StableDiffusion
+from stepalign.models.base import BaseModel
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.protocols import Role
 
@@ -20,19 +20,19 @@ Inputs = tuple[Tensor, Tensor, Conditioning]
 
 
 @pytest.fixture
-def inputs(tiny_sd: StableDiffusion) -> Inputs:
+def inputs(tiny_sd: BaseModel) -> Inputs:
     """Three latents, their timesteps and conditioning."""
     x_t = torch.randn(3, *tiny_sd.latent_shape, generator=torch.Generator().manual_seed(0))
     return x_t, torch.tensor([951, 501, 1]), tiny_sd.encode(["a cat", "a dog", "two boats"])
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_sd: StableDiffusion) -> LoraPolicy:
+def trained(tiny_sd: BaseModel) -> LoraPolicy:
     """A policy after training, under guidance 2; for looking at."""
     return copied_policy(tiny_sd, trained=True)
 
 
-def base_prediction(model: StableDiffusion, inputs: Inputs, *, guidance_scale: float) -> Tensor:
+def base_prediction(model: BaseModel, inputs: Inputs, *, guidance_scale: float) -> Tensor:
     """What the network without adapters predicts under guidance, half by half."""
     x_t, t, cond = inputs
     negative = model.negative().tokens.expand(len(x_t), -1, -1)
@@ -49,7 +49,7 @@ def gradients(policy: LoraPolicy) -> dict[str, Tensor | None]:
 # Adapters
 
 
-def test_before_training_every_role_is_the_base_model(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_before_training_every_role_is_the_base_model(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd)
     bare = GuidedNetwork(tiny_sd.network, negative=tiny_sd.negative(), guidance_scale=2.0)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_stable_diffusion_15_gets_128_adapted_modules_of_797184_parameters_at_ra
     }
 
 
-def test_adapters_start_gaussian_with_deviation_one_over_rank_and_without_effect(tiny_sd: StableDiffusion) -> None:
+def test_adapters_start_gaussian_with_deviation_one_over_rank_and_without_effect(tiny_sd: BaseModel) -> None:
     policy = copied_policy(tiny_sd, rank=4)
     downs = torch.cat([tensor.flatten() for name, tensor in policy.adapter.items() if "lora_A" in name])
     ups = [tensor for name, tensor in policy.adapter.items() if "lora_B" in name]
@@ -80,14 +80,14 @@ def test_adapters_start_gaussian_with_deviation_one_over_rank_and_without_effect
     assert not any(tensor.any() for tensor in ups)
 
 
-def test_the_average_starts_as_a_copy_of_the_policy(tiny_sd: StableDiffusion) -> None:
+def test_the_average_starts_as_a_copy_of_the_policy(tiny_sd: BaseModel) -> None:
     policy = copied_policy(tiny_sd)
     assert policy.ema.keys() == policy.adapter.keys()
     assert all(torch.equal(policy.ema[name], tensor) for name, tensor in policy.adapter.items())
     assert all(policy.ema[name] is not tensor for name, tensor in policy.adapter.items())
 
 
-def test_the_seed_decides_the_adapter_and_nothing_else_does(tiny_sd: StableDiffusion) -> None:
+def test_the_seed_decides_the_adapter_and_nothing_else_does(tiny_sd: BaseModel) -> None:
     before = torch.get_rng_state()
     first = copied_policy(tiny_sd, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -100,7 +100,7 @@ def test_the_seed_decides_the_adapter_and_nothing_else_does(tiny_sd: StableDiffu
 # Guidance
 
 
-def test_guidance_goes_beyond_the_conditional_prediction(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_guidance_goes_beyond_the_conditional_prediction(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=5.0)
     expected = base_prediction(tiny_sd, inputs, guidance_scale=5.0)
     predicted = policy.predict(*inputs, role="policy")
@@ -108,7 +108,7 @@ def test_guidance_goes_beyond_the_conditional_prediction(tiny_sd: StableDiffusio
     assert not torch.allclose(predicted, base_prediction(tiny_sd, inputs, guidance_scale=4.9), atol=1e-5)
 
 
-def test_guidance_1_runs_the_conditional_half_only(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_guidance_1_runs_the_conditional_half_only(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=1.0)
     sizes: list[int] = []
     policy.guided.network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
@@ -118,7 +118,7 @@ def test_guidance_1_runs_the_conditional_half_only(tiny_sd: StableDiffusion, inp
     assert policy.calls == {"policy": 3}
 
 
-def test_guidance_counts_twice_and_runs_both_halves_in_one_pass(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_guidance_counts_twice_and_runs_both_halves_in_one_pass(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=2.0)
     sizes: list[int] = []
     policy.guided.network.register_forward_pre_hook(lambda module, arguments: sizes.append(len(arguments[0])))
@@ -128,7 +128,7 @@ def test_guidance_counts_twice_and_runs_both_halves_in_one_pass(tiny_sd: StableD
     assert policy.calls == dict.fromkeys(ROLES, 6)
 
 
-def test_prediction_in_slices_changes_nothing(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_prediction_in_slices_changes_nothing(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd, trained=True)
     sizes: list[int] = []
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_prediction_in_slices_changes_nothing(tiny_sd: StableDiffusion, inputs: 
 
 
 def test_the_reference_stays_the_untouched_network_whatever_was_trained(
-    tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs
+    tiny_sd: BaseModel, trained: LoraPolicy, inputs: Inputs
 ) -> None:
     bare = GuidedNetwork(copy.deepcopy(tiny_sd.network), negative=tiny_sd.negative(), guidance_scale=2.0)
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_the_reference_stays_the_untouched_network_whatever_was_trained(
         assert (trained.predict(*inputs, role="ema") - reference).abs().max() > 0.01
 
 
-def test_each_role_predicts_with_its_own_adapter(tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs) -> None:
+def test_each_role_predicts_with_its_own_adapter(tiny_sd: BaseModel, trained: LoraPolicy, inputs: Inputs) -> None:
     swapped = copied_policy(tiny_sd)
     swapped.load(adapter=trained.ema, ema=trained.adapter)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_a_denoiser_predicts_in_its_role(trained: LoraPolicy, inputs: Inputs) ->
             assert torch.equal(trained.denoiser(role)(*inputs), trained.predict(*inputs, role=role))
 
 
-def test_gradients_reach_all_of_the_policys_adapter_and_nothing_else(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_gradients_reach_all_of_the_policys_adapter_and_nothing_else(tiny_sd: BaseModel, inputs: Inputs) -> None:
     policy = copied_policy(tiny_sd, trained=True)
     policy.predict(*inputs, role="policy").square().sum().backward()
     own = {id(tensor) for tensor in policy.adapter.values()}
@@ -184,7 +184,7 @@ def test_other_roles_give_no_gradients(trained: LoraPolicy, inputs: Inputs, role
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_other_roles_between_forward_and_backward_change_no_gradient(
-    tiny_sd: StableDiffusion, inputs: Inputs, checkpointing: bool
+    tiny_sd: BaseModel, inputs: Inputs, checkpointing: bool
 ) -> None:
     results = []
     for others in ((), ("reference", "ema")):
@@ -202,7 +202,7 @@ def test_other_roles_between_forward_and_backward_change_no_gradient(
         assert gradient is None or torch.equal(gradient, disturbed[name]), name
 
 
-def test_checkpointing_recomputes_and_changes_no_gradient(tiny_sd: StableDiffusion, inputs: Inputs) -> None:
+def test_checkpointing_recomputes_and_changes_no_gradient(tiny_sd: BaseModel, inputs: Inputs) -> None:
     results, passes = [], []
     for checkpointing in (False, True):
         policy = copied_policy(tiny_sd, trained=True)
@@ -222,7 +222,7 @@ def test_checkpointing_recomputes_and_changes_no_gradient(tiny_sd: StableDiffusi
 # The average, and saved weights
 
 
-def test_the_average_moves_a_tenth_of_the_way_at_decay_09(tiny_sd: StableDiffusion) -> None:
+def test_the_average_moves_a_tenth_of_the_way_at_decay_09(tiny_sd: BaseModel) -> None:
     policy = copied_policy(tiny_sd, trained=True)
     expected = {name: 0.9 * policy.ema[name] + 0.1 * tensor for name, tensor in policy.adapter.items()}
     adapter = {name: tensor.clone() for name, tensor in policy.adapter.items()}
@@ -231,7 +231,7 @@ def test_the_average_moves_a_tenth_of_the_way_at_decay_09(tiny_sd: StableDiffusi
     assert all(torch.equal(policy.adapter[name], tensor) for name, tensor in adapter.items())
 
 
-def test_loaded_weights_predict_as_they_did(tiny_sd: StableDiffusion, trained: LoraPolicy, inputs: Inputs) -> None:
+def test_loaded_weights_predict_as_they_did(tiny_sd: BaseModel, trained: LoraPolicy, inputs: Inputs) -> None:
     fresh = copied_policy(tiny_sd, seed=9)
     fresh.load(adapter=trained.adapter, ema=trained.ema)
     with torch.no_grad():
@@ -239,23 +239,23 @@ def test_loaded_weights_predict_as_they_did(tiny_sd: StableDiffusion, trained: L
             assert torch.equal(fresh.predict(*inputs, role=role), trained.predict(*inputs, role=role))
 
 
-def test_weights_of_another_rank_are_refused(tiny_sd: StableDiffusion) -> None:
+def test_weights_of_another_rank_are_refused(tiny_sd: BaseModel) -> None:
     policy, other = copied_policy(tiny_sd, rank=2), copied_policy(tiny_sd, rank=3)
     with pytest.raises(ValueError, match="another network or rank"):
         policy.load(adapter=other.adapter, ema=other.ema)
 
 
-def test_a_network_without_the_wanted_layers_is_refused(tiny_sd: StableDiffusion) -> None:
+def test_a_network_without_the_wanted_layers_is_refused(tiny_sd: BaseModel) -> None:
     guided = GuidedNetwork(copy.deepcopy(tiny_sd.network), negative=tiny_sd.negative(), guidance_scale=2.0)
     with pytest.raises(ValueError, match=r"no_such_layer"):
         LoraPolicy(guided, rank=2, seed=0, target_modules=("no_such_layer",))
 
 
-def test_a_rank_below_1_is_refused(tiny_sd: StableDiffusion) -> None:
+def test_a_rank_below_1_is_refused(tiny_sd: BaseModel) -> None:
     with pytest.raises(ValueError, match="lora rank must be at least 1, got 0"):
         copied_policy(tiny_sd, rank=0)
 
 
-def test_guidance_below_1_is_refused(tiny_sd: StableDiffusion) -> None:
+def test_guidance_below_1_is_refused(tiny_sd: BaseModel) -> None:
     with pytest.raises(ValueError, match=r"guidance_scale must be at least 1 .* got 0\.5"):
         copied_policy(tiny_sd, guidance_scale=0.5)

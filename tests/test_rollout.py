@@ -11,7 +11,7 @@ from conftest import copied_policy
 from torch import Tensor
 from worlds import LATENT_SHAPE, encode, make_sampler
 
-from stepalign.models.sd import StableDiffusion
+from stepalign.models.base import BaseModel
 from stepalign.rollout import Branching, Pool, rollout, sample
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
@@ -127,7 +127,7 @@ def test_pools_are_drawn_at_751_and_below() -> None:
     assert [pool.t_prev for pool in pools] == [*PARENTS[1:], 0]
 
 
-def test_guidance_doubles_the_samples_through_the_network(tiny_sd: StableDiffusion) -> None:
+def test_guidance_doubles_the_samples_through_the_network(tiny_sd: BaseModel) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=5.0)
     rollout(
         policy.denoiser("policy"),
@@ -244,7 +244,7 @@ def test_a_prompts_noise_and_choices_do_not_depend_on_its_company() -> None:
         assert torch.equal(full.followed[2:3], single.followed)
 
 
-def test_a_prompts_comparisons_do_not_depend_on_its_company(tiny_sd: StableDiffusion) -> None:
+def test_a_prompts_comparisons_do_not_depend_on_its_company(tiny_sd: BaseModel) -> None:
     policy = copied_policy(tiny_sd, trained=True)
     prompts = ["a cat", "a dog", "two boats"]
 

@@ -70,10 +70,11 @@ class GuidedNetwork:
         return uncond + self.guidance_scale * (conditional - uncond)
 
     def _forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        weights = next(self.network.parameters()).dtype
         extra = {}
         if cond.pooled is not None:
-            extra["added_cond_kwargs"] = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-        weights = next(self.network.parameters()).dtype
+            # Sizes stay in float32 until the network has embedded them: half precision would round large ones.
+            extra["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(weights), "time_ids": cond.time_ids}
         with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return self.network(
                 x_t.to(weights), t, encoder_hidden_states=cond.tokens.to(weights), **extra

@@ -1,1 +1,1 @@
-"""Base models: one file per family, each loading a network, its text encoders, its VAE and its noise schedule."""
+"""Base models: one file per family, which says how its prompts are encoded; `load` does the rest for all of them."""

@@ -1,0 +1,198 @@
+"""Loading a base model from a diffusers folder, a hub id or a single .safetensors file, whatever its family."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline
+from safetensors import safe_open
+from torch import nn
+
+from stepalign.clip import check_tokenizer
+from stepalign.models import sd, sdxl
+from stepalign.models.base import BaseModel, Family
+
+FAMILIES = (sd.FAMILY, sdxl.FAMILY)
+SUPPORTED = ", and ".join(family.name for family in FAMILIES)
+WANTED = {
+    "model": f"Give a diffusers folder (with model_index.json) of {SUPPORTED}, a hub id that can be reached, or a "
+    ".safetensors file with --base.config",
+    "vae": "Give a diffusers folder of an AutoencoderKL (with its config.json) or a hub id that can be reached",
+}
+Loaded = TypeVar("Loaded")
+
+
+def load(
+    name: str,
+    *,
+    config: str | None = None,
+    vae: str | None = None,
+    resolution: int | tuple[int, int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> BaseModel:
+    """Load a base model, frozen and ready to sample.
+
+    `name` is a diffusers folder, a hub id or a `.safetensors` file in Stable Diffusion's original layout; such a file
+    holds no tokenizer, so it takes configs and tokenizer from `config`, a diffusers folder or hub id (by default the
+    hub repository that diffusers knows the layout by). `vae`, a folder or hub id of a diffusers VAE, replaces the
+    model's own. `resolution` is the picture's side in pixels or its (height, width), by default the one the model was
+    trained at.
+
+    Raises ValueError when nothing can be loaded from `name` or `vae`, or the two do not fit together.
+    """
+    path = Path(name).expanduser()
+    if not (path.is_file() or path.is_dir() or _is_hub_id(name)):
+        raise ValueError(f"model: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
+    source = str(path) if path.exists() else name
+    find_family = partial(_family_of_file, path, config) if path.is_file() else partial(_family_of_folder, source)
+    family = _from("model", name, find_family)
+    load_vae = partial(_load_vae, name, source, config=config, replacement=vae)
+    given = {**family.options, "torch_dtype": dtype, "vae": load_vae(dtype=dtype)}
+    if family.honours_force_upcast and given["vae"].config.force_upcast and dtype != torch.float32:
+        given["vae"] = load_vae(dtype=torch.float32)  # loaded again: what was rounded to half precision stays rounded
+    if path.is_file():
+        pipeline = _from("model", name, lambda: family.pipeline.from_single_file(source, config=config, **given))
+    else:
+        for part, kind in family.text_encoders.items():
+            given[part] = _load_text_encoder(name, source, part, kind=kind, dtype=dtype)
+        pipeline = _from("model", name, lambda: family.pipeline.from_pretrained(source, **given))
+    _check_complete(name, pipeline, family)
+    pipeline.to(device)
+    for part in ("unet", "vae", *family.text_encoders):
+        pipeline.components[part].requires_grad_(False).eval()
+    return _model(name, pipeline, family, resolution)
+
+
+def _model(
+    name: str, pipeline: DiffusionPipeline, family: Family, resolution: int | tuple[int, int] | None
+) -> BaseModel:
+    scale = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    height, width = _latent_size(pipeline.unet.config.sample_size, resolution, scale)
+    size = (height * scale, width * scale)
+    return BaseModel(
+        pipeline,
+        (pipeline.unet.config.in_channels, height, width),
+        name,
+        encode_text=partial(family.encode_text, pipeline, size),
+        negative_row=family.negative(pipeline, size),
+    )
+
+
+def _family_of_folder(source: str) -> Family:
+    index = DiffusionPipeline.load_config(source)
+    class_name = str(index.get("_class_name"))
+    for family in FAMILIES:
+        if re.match(family.class_names, class_name):
+            absent = [part for part in (*family.text_encoders, *_tokenizers(family)) if not any(index.get(part) or [])]
+            if absent:
+                raise ValueError(f"{source} has no {absent[0]}, and pictures are to be made of text alone")
+            return family
+    raise ValueError(f"its pipeline is {class_name}; supported are {SUPPORTED}")
+
+
+def _family_of_file(path: Path, config: str | None) -> Family:
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+    for family in FAMILIES:
+        if any(key.startswith(family.file_keys) for key in keys):
+            if config is not None and _family_of_folder(config) is not family:
+                raise ValueError(f"it is of {family.name} and its config {config} is not")
+            return family
+    raise ValueError(f"it has no text encoder in the original layout; supported are {SUPPORTED}")
+
+
+def _tokenizers(family: Family) -> list[str]:
+    return [part.replace("text_encoder", "tokenizer") for part in family.text_encoders]
+
+
+def _load_vae(
+    name: str, source: str, *, config: str | None, replacement: str | None, dtype: torch.dtype
+) -> AutoencoderKL:
+    """The model's own VAE or the one that replaces it."""
+    if replacement is not None:
+        folder = str(Path(replacement).expanduser())
+        if not (Path(folder).is_dir() or _is_hub_id(replacement)):
+            raise ValueError(f"vae: there is no folder {replacement!r}, and it is not a hub id (owner/name)")
+        vae = _from("vae", replacement, lambda: AutoencoderKL.from_pretrained(folder, torch_dtype=dtype))
+        _check_weights("vae", replacement, vae, "VAE")
+        return vae
+    own = {"subfolder": "vae", "torch_dtype": dtype}
+    if Path(source).is_file():
+        return _from("model", name, lambda: AutoencoderKL.from_single_file(source, config=config, **own))
+    return _from("model", name, lambda: AutoencoderKL.from_pretrained(source, **own))
+
+
+def _load_text_encoder(name: str, source: str, part: str, *, kind: Any, dtype: torch.dtype) -> nn.Module:
+    """A folder's text encoder; what its file lacks transformers would fill with random numbers."""
+    given = {"subfolder": part, "dtype": dtype, "output_loading_info": True}
+    encoder, info = _from("model", name, lambda: kind.from_pretrained(source, **given))
+    _refuse_missing("model", name, sorted(info["missing_keys"]), part)
+    return encoder
+
+
+def _check_complete(name: str, pipeline: DiffusionPipeline, family: Family) -> None:
+    """Refuse what the libraries let pass, from missing weights to parts that do not fit together."""
+    for part in ("unet", "vae", *family.text_encoders):
+        _check_weights("model", name, pipeline.components[part], part)
+    for part, tokenizer in zip(family.text_encoders, _tokenizers(family), strict=True):
+        vocabulary = pipeline.components[part].config.vocab_size
+        check_tokenizer(pipeline.components[tokenizer], vocabulary, f"model: {name}")
+    takes, has = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    if takes != has:
+        raise ValueError(
+            f"model: the UNet of {name!r} takes {takes} channels and latents of the VAE have {has}; give a "
+            "text-to-image model (none for inpainting or editing) and a VAE made for it"
+        )
+    if "beta_start" not in pipeline.scheduler.config:
+        scheduler = pipeline.scheduler.config["_class_name"]
+        raise ValueError(
+            f"model: {name!r} has the noise schedule of {scheduler}; give a model trained with betas, as DDIM's are"
+        )
+
+
+def _check_weights(field: str, name: str, module: nn.Module, part: str) -> None:
+    """Refuse a module with tensors on the meta device, where diffusers leaves what a file lacks."""
+    _refuse_missing(field, name, [key for key, value in module.named_parameters() if value.is_meta], part)
+
+
+def _refuse_missing(field: str, name: str, missing: list[str], part: str) -> None:
+    if missing:
+        raise ValueError(
+            f"{field}: {name!r} has no weights for {len(missing)} tensors of its {part}: {missing[0]}, ..."
+        )
+
+
+def _latent_size(
+    trained_at: int | Sequence[int], resolution: int | tuple[int, int] | None, scale: int
+) -> tuple[int, int]:
+    """Height and width of the latents; raises ValueError for a resolution that is no multiple of the VAE's scale."""
+    wanted = trained_at if resolution is None else resolution
+    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
+    if resolution is None:
+        return height, width
+    if min(height, width) < scale or height % scale or width % scale:
+        raise ValueError(f"resolution must be a positive multiple of {scale} for this model, got {resolution}")
+    return height // scale, width // scale
+
+
+def _from(field: str, name: str, load_part: Callable[[], Loaded]) -> Loaded:
+    """Run a loader; whatever diffusers or the hub raise becomes one ValueError that names the field and its value."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return load_part()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise ValueError(f"{field}: cannot load {name!r}: {reason}. {WANTED[field]}") from error
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
