@@ -37,7 +37,7 @@ def some_state(num_rounds: int = 3) -> RunState:
 def test_a_saved_state_comes_back_bit_identical(tmp_path: Path) -> None:
     state = some_state()
     save_state(state, tmp_path / "new folder" / "checkpoint.pt")
-    loaded = load_state(tmp_path / "new folder" / "checkpoint.pt")
+    loaded = load_state(tmp_path / "new folder" / "checkpoint.pt", RunState)
     for field in dataclasses.fields(RunState):
         assert_same(getattr(state, field.name), getattr(loaded, field.name))
 
@@ -46,7 +46,7 @@ def test_saving_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
     save_state(some_state(), tmp_path / "checkpoint.pt")
     save_state(some_state(4), tmp_path / "checkpoint.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert load_state(tmp_path / "checkpoint.pt").num_rounds == 4
+    assert load_state(tmp_path / "checkpoint.pt", RunState).num_rounds == 4
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoint.torch, "save", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_state(some_state(4), tmp_path / "checkpoint.pt")
-    assert load_state(tmp_path / "checkpoint.pt").num_rounds == 3
+    assert load_state(tmp_path / "checkpoint.pt", RunState).num_rounds == 3
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
@@ -102,7 +102,7 @@ def test_a_file_cut_short_is_a_clear_error(tmp_path: Path) -> None:
     for share in (0.0, 0.01, 0.3, 0.6, 0.95):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint\.pt is not a checkpoint of this version"):
-            load_state(path)
+            load_state(path, RunState)
 
 
 def test_a_flipped_bit_in_the_weights_is_a_clear_error(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_flipped_bit_in_the_weights_is_a_clear_error(tmp_path: Path) -> None:
         damaged[whole.index(tensor.numpy().tobytes())] ^= 1
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"checkpoint: .* is not a checkpoint of this version"):
-            load_state(path)
+            load_state(path, RunState)
 
 
 def test_other_bytes_are_a_clear_error(tmp_path: Path) -> None:
@@ -124,22 +124,22 @@ def test_other_bytes_are_a_clear_error(tmp_path: Path) -> None:
     for content in [*contents, b"name: a recipe\n", b"PK\x03\x04", b"\x80\x02}q\x00.", b"GIF89a"]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint: .* is not a checkpoint of this version"):
-            load_state(path)
+            load_state(path, RunState)
 
 
 @pytest.mark.parametrize("values", [[1, 2], {"num_rounds": 3}, torch.zeros(3), None], ids=str)
 def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, values: object) -> None:
     torch.save(values, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="is not a checkpoint of this version"):
-        load_state(tmp_path / "checkpoint.pt")
+        load_state(tmp_path / "checkpoint.pt", RunState)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"num_rounds": Path("x")}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="is not a checkpoint of this version"):
-        load_state(tmp_path / "checkpoint.pt")
+        load_state(tmp_path / "checkpoint.pt", RunState)
 
 
 def test_a_missing_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint: "):
-        load_state(tmp_path / "nowhere.pt")
+        load_state(tmp_path / "nowhere.pt", RunState)

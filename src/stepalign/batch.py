@@ -141,12 +141,13 @@ def vote_weights(scores: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePairs:
-    """Labelled preferences: two images of one prompt each."""
+class LatentPairs:
+    """Labelled preferences: two images of one prompt each, as latents."""
 
     prompts: list[str]
-    images: Float[Tensor, "b 2 3 h w"]
-    """Values in [-1, 1]."""
+    cond: Conditioning
+    """Of the prompts, under the base model the judge will look through."""
+    latents: Float[Tensor, "b 2 c h w"]
     label: Float[Tensor, " b"]
     """How far image 0 is preferred: 1, 0, or .5 for a tie."""
     weight: Float[Tensor, " b"]

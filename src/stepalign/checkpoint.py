@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +40,20 @@ class RunState:
     """Of fp16's loss scaling; empty otherwise."""
 
 
-def save_state(state: RunState, path: Path) -> None:
-    """Write the state; a crash leaves either the old file or the new one."""
+def save_state(state: object, path: Path) -> None:
+    """Write a state, a dataclass of plain values and tensors; a crash leaves either the old file or the new one."""
     with replacing(path) as temporary:
-        torch.save({field.name: getattr(state, field.name) for field in fields(state)}, temporary)
+        torch.save({field.name: getattr(state, field.name) for field in fields(state)}, temporary)  # type: ignore[arg-type]
 
 
-def load_state(path: Path) -> RunState:
-    """Read a saved state; raises ValueError when the file is not one."""
+def load_state(path: Path, kind: type[S]) -> S:
+    """Read a saved state of a kind; raises ValueError when the file is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
-        return RunState(**torch.load(path, map_location="cpu", weights_only=True))
+        return kind(**torch.load(path, map_location="cpu", weights_only=True))
     except (TypeError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({error})") from error
 

@@ -6,9 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
-
-from stepalign.seeding import Purpose, generator_for
+from stepalign.seeding import EpochOrder, Purpose
 
 
 def load_prompts(path: str | Path) -> list[str]:
@@ -65,15 +63,8 @@ class PromptStream:
         if not prompts:
             raise ValueError("prompts: none were given")
         self.prompts = prompts
-        self.seed = seed
         self.digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-        self._orders: dict[int, list[int]] = {}
+        self._order = EpochOrder(len(prompts), seed=seed, purpose=Purpose.PROMPT_ORDER)
 
     def __getitem__(self, position: int) -> str:
-        epoch, row = divmod(position, len(self.prompts))
-        if epoch not in self._orders:
-            order = torch.randperm(
-                len(self.prompts), generator=generator_for(self.seed, Purpose.PROMPT_ORDER, epoch)
-            ).tolist()
-            self._orders = {epoch: order}
-        return self.prompts[self._orders[epoch][row]]
+        return self.prompts[self._order[position]]

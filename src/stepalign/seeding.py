@@ -20,12 +20,32 @@ class Purpose(IntEnum):
     EVALUATION = 4
     JUDGE_TRAINING = 5
     JUDGE_DATA = 6
+    JUDGE_ORDER = 7
 
 
 def generator_for(seed: int, purpose: Purpose, *key: int) -> torch.Generator:
     """The generator of a seed, a purpose and non-negative integers; on the CPU, so that devices agree."""
     state = np.random.SeedSequence((seed, purpose, *key)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
+
+
+class EpochOrder:
+    """Endless epochs over rows 0 ... num-1, each in an order of its own that the seed, the purpose and the epoch
+    decide."""
+
+    def __init__(self, num: int, *, seed: int, purpose: Purpose) -> None:
+        self._num = num
+        self._seed = seed
+        self._purpose = purpose
+        self._order: dict[int, list[int]] = {}
+        """Of the last epoch asked for."""
+
+    def __getitem__(self, position: int) -> int:
+        epoch, index = divmod(position, self._num)
+        if epoch not in self._order:
+            generator = generator_for(self._seed, self._purpose, epoch)
+            self._order = {epoch: torch.randperm(self._num, generator=generator).tolist()}
+        return self._order[epoch][index]
 
 
 class PromptNoise:

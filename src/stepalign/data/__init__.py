@@ -1,0 +1,1 @@
+"""Pairs of pictures with a preference, from wherever they are kept."""

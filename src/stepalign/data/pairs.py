@@ -1,0 +1,221 @@
+"""A pair of pictures with a preference: as found, as read, and what keeps one from being read."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Picture = Path | bytes | Image.Image
+"""What a picture can be before it is opened: a file, the bytes of one, or an image of Pillow's."""
+LISTED_BAD_ROWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """What stands in a field of a row when its source already knows why it cannot be read."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawPair:
+    """One row as its source has it: nothing opened, nothing checked."""
+
+    where: str
+    """For people: "train.jsonl line 3", "row 17", "cat-01.png"."""
+    prompt: object
+    images: tuple[object, object]
+    """A `Picture` each where all is well."""
+    label: object
+    """How far image 0 is preferred, None without a label."""
+    weight: object = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePair:
+    """Two pictures for one prompt, and which of them is preferred."""
+
+    prompt: str
+    images: tuple[Image.Image, Image.Image]
+    """RGB, fully decoded; their sizes may differ."""
+    label: float | None
+    """How far image 0 is preferred: 1, 0, or .5 for a tie; None without a label."""
+    weight: float
+    """Finite and above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used, where it stands, and why in one line."""
+
+    where: str
+    reason: str
+
+
+class TooManyBadRows(ValueError):
+    """More rows cannot be used than is allowed; says how many and lists the first of them."""
+
+    def __init__(self, bad: Sequence[BadRow], num_rows: int, allowed: float | int) -> None:
+        super().__init__(bad, num_rows, allowed)  # all three, so that it survives pickling between processes
+        self.bad = bad
+        self.num_rows = num_rows
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        listed = [f"{row.where}: {row.reason}" for row in self.bad[:LISTED_BAD_ROWS]]
+        rest = len(self.bad) - len(listed)
+        lines = [
+            f"{len(self.bad)} of {self.num_rows} rows cannot be used, more than the {100 * self.allowed:g} % allowed:",
+            *listed,
+            *([f"and {rest} more"] if rest else []),
+        ]
+        return "\n  ".join(lines)
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Rows in a fixed order, to be gone through any number of times."""
+
+    @property
+    def name(self) -> str:
+        """As the user gave it, with the split where there are splits."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hexadecimal digest that is another one when the rows can have changed."""
+        ...
+
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows there are; while streaming the limit, or None without one."""
+        ...
+
+    def rows(self, start: int = 0) -> Iterator[RawPair]:
+        """The rows from number `start` on."""
+        ...
+
+
+def read(raw: RawPair) -> ImagePair | BadRow:
+    """A row opened and checked, or what is wrong with it."""
+    try:
+        prompt, label, weight = _caption(raw.prompt), _label(raw.label), _weight(raw.weight)
+        first, second = (_opened(*item) for item in zip(raw.images, ("first", "second"), strict=True))
+    except ValueError as error:
+        return BadRow(raw.where, " ".join(str(error).split())[:300])
+    return ImagePair(prompt, (first, second), label, weight)
+
+
+def load_picture(picture: object) -> Image.Image:
+    """A `Picture` in RGB, fully decoded and upright.
+
+    EXIF's orientation is applied, transparency laid over white, 16-bit grey brought to 8 bits, and of an animation the
+    first frame taken. Raises ValueError, in one line, when it cannot be decoded to its end.
+    """
+    try:
+        match picture:
+            case Image.Image():
+                return _as_rgb(picture)
+            case Path() | bytes():
+                with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
+                    return _as_rgb(opened)
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {picture}") from None
+    except UnidentifiedImageError:
+        where = f"{picture} holds" if isinstance(picture, Path) else "the bytes are"
+        raise ValueError(f"{where} no picture in a format that Pillow knows") from None
+    except Exception as error:  # a damaged file has Pillow's decoders raise nearly anything
+        where = f"{picture}: " if isinstance(picture, Path) else ""
+        raise ValueError(f"{where}{str(error) or type(error).__name__}") from error
+    raise ValueError(f"it is of type {type(picture).__name__}, no file, bytes or image of Pillow's")
+
+
+def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
+    """An RGB image as values in [-1, 1] at `size`, which is (height, width).
+
+    Bicubic with antialias until it just covers the size, then the centre.
+    """
+    assert image.mode == "RGB", image.mode
+    if min(size) < 1:
+        raise ValueError(f"size must be at least 1 by 1 pixels, got {size}")
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    tall, wide = max(height, round(scale * image.height)), max(width, round(scale * image.width))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    # Only what the crop keeps is resampled: a strip of 1 by 10 000 pixels would fill the memory otherwise.
+    down, across = image.height / tall, image.width / wide
+    box = (
+        left * across,
+        top * down,
+        min(image.width, (left + width) * across),
+        min(image.height, (top + height) * down),
+    )
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+    return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() >= 1 << 16:
+            raise ValueError(f"its grey values reach from {grey.min()} to {grey.max()}, beyond 16 bits")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))  # the high byte, as Pillow does with 16-bit colours
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _opened(picture: object, which: str) -> Image.Image:
+    if isinstance(picture, Unreadable):
+        raise ValueError(picture.reason)
+    if picture is None:
+        raise ValueError(f"the {which} picture is missing")
+    try:
+        return load_picture(picture)
+    except ValueError as error:
+        raise ValueError(f"the {which} picture cannot be read: {error}") from error
+
+
+def _caption(prompt: object) -> str:
+    if isinstance(prompt, Unreadable):
+        raise ValueError(prompt.reason)
+    if prompt is None:
+        raise ValueError("the caption is missing")
+    if not isinstance(prompt, str):
+        raise ValueError(f"the caption is of type {type(prompt).__name__}, not text")
+    if not prompt.strip():
+        raise ValueError("the caption is empty")
+    return prompt
+
+
+def _label(label: object) -> float | None:
+    if isinstance(label, Unreadable):
+        raise ValueError(label.reason)
+    if label is None:
+        return None
+    if not isinstance(label, int | float) or label not in (0, 0.5, 1):
+        raise ValueError(f"label {label!r} is not 0, 0.5 or 1")
+    return float(label)
+
+
+def _weight(weight: object) -> float:
+    if isinstance(weight, Unreadable):
+        raise ValueError(weight.reason)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
+        raise ValueError(f"weight {weight!r} is not a finite number above 0")
+    return float(weight)

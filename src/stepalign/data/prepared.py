@@ -1,0 +1,285 @@
+"""Preference pairs made ready once: latents and prompt embeddings on disk, mapped into memory while training.
+
+A folder holds `pairs-*.safetensors` (latents; prompts, labels, weights and refused rows in the metadata),
+`prompts-*.safetensors` (the base model's embeddings, one per distinct prompt) and `manifest.json`, written last. Both
+are what the base model's encoders give, in their own precision, so that training from the folder is training from the
+pictures. Preparing again goes on where it stopped; several processes share the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepalign.batch import Conditioning, LatentPairs
+from stepalign.checkpoint import replacing, write_text
+from stepalign.data.pairs import BadRow, ImagePair, PairSource, RawPair, TooManyBadRows, read, to_tensor
+from stepalign.parallel import processes
+
+SHARD_ROWS = 256
+MANIFEST = "manifest.json"
+Labeller = Callable[[Float[Tensor, "b 2 3 h w"], list[str]], Float[Tensor, " b"]]
+"""Labels of pairs of images in [-1, 1] under their prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairEncoder:
+    """What preparing needs of a base model."""
+
+    encode: Callable[[list[str]], Conditioning]
+    encode_images: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b c hh ww"]]
+    size: tuple[int, int]
+    """Height and width of the pictures."""
+    batch_size: int = 8
+    """Pairs through the VAE at once."""
+    label: Labeller | None = None
+    """Gives every pair a new label, in place of people's."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPairs:
+    """Pairs as training takes them; `select` makes parts of them that share the files."""
+
+    prompts: list[str]
+    """One per pair."""
+    label: Float[Tensor, " n"]
+    weight: Float[Tensor, " n"]
+    places: list[tuple[Path, int]]
+    """The file and row of each pair's latents."""
+    prompt_places: dict[str, tuple[Path, int]]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: list[int]) -> PreparedPairs:
+        """Some of the pairs, in the given order."""
+        prompts, places = [self.prompts[row] for row in rows], [self.places[row] for row in rows]
+        return PreparedPairs(prompts, self.label[rows], self.weight[rows], places, self.prompt_places)
+
+    def digest(self) -> str:
+        """Of prompts, labels and weights in their order."""
+        columns = [self.prompts, self.label.tolist(), self.weight.tolist()]
+        return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
+
+    def take(self, rows: list[int]) -> LatentPairs:
+        """Some of the pairs with latents and embeddings, read from disk; raises ValueError when the files are gone."""
+        prompts = [self.prompts[row] for row in rows]
+        latents = _read_rows([self.places[row] for row in rows], ["latents"])["latents"]
+        embeddings = _read_rows([self.prompt_places[prompt] for prompt in prompts], ["tokens", "pooled", "time_ids"])
+        return LatentPairs(prompts, Conditioning(**embeddings), latents, self.label[rows], self.weight[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What preparing found, for reports."""
+
+    pairs: str
+    """The source's name."""
+    num_rows: int
+    num_unlabelled: int
+    """Rows without a label, which are left out without being faults."""
+    skipped: list[BadRow]
+    num_bytes: int
+    """On disk."""
+
+
+def prepare(
+    source: PairSource,
+    folder: Path,
+    *,
+    encoder: PairEncoder,
+    max_bad: float = 0.01,
+    tick: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> tuple[PreparedPairs, Manifest]:
+    """Encode every pair of a source into a folder, unless it is there, and open it.
+
+    Raises TooManyBadRows when more than the share `max_bad` of the rows cannot be used, ValueError when no row has a
+    label or the disk is too small.
+    """
+    if not (folder / MANIFEST).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _encode_pairs(source, folder, encoder, max_bad, tick, tell)
+        processes().wait_for_everyone()
+        _encode_prompts(folder, encoder)
+        processes().wait_for_everyone()
+        if processes().is_main_process:
+            _finish(source, folder, tell)
+        processes().wait_for_everyone()
+    pairs, manifest = _open(folder)
+    if len(manifest.skipped) > max_bad * manifest.num_rows:
+        raise TooManyBadRows(manifest.skipped, manifest.num_rows, max_bad)
+    return pairs, manifest
+
+
+def _encode_pairs(
+    source: PairSource,
+    folder: Path,
+    encoder: PairEncoder,
+    max_bad: float,
+    tick: Callable[[int, int], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Write this process's share of the shards that are not there yet."""
+    rank, world = processes().process_index, processes().num_processes
+    first = next(shard for shard in count() if not _path(folder, "pairs", shard).is_file())
+    bad: list[BadRow] = []
+    told = False
+    for shard, rows in enumerate(_chunks(source.rows(first * SHARD_ROWS)), start=first):
+        path = _path(folder, "pairs", shard)
+        if shard % world != rank or path.is_file():
+            continue
+        bad += _write_shard(path, rows, encoder)
+        tick(shard * SHARD_ROWS + len(rows), source.num_rows or 0)
+        if source.num_rows is None:
+            continue
+        if len(bad) > max_bad * source.num_rows:
+            raise TooManyBadRows(bad, source.num_rows, max_bad)
+        if not told and rank == 0:
+            told = True
+            total = path.stat().st_size * source.num_rows // len(rows)
+            left = total * max(source.num_rows - (shard + 1) * SHARD_ROWS, 0) // source.num_rows
+            _check_space(folder, left, source.num_rows)
+            tell(f"encoding {source.num_rows} rows once: about {total / 1e6:,.0f} MB of latents in {folder}")
+
+
+def _chunks(rows: Iterator[RawPair]) -> Iterator[list[RawPair]]:
+    while chunk := list(islice(rows, SHARD_ROWS)):
+        yield chunk
+
+
+def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> list[BadRow]:
+    """Read, label and encode some rows; returns those that cannot be used."""
+    rows = [read(raw) for raw in raw_rows]
+    pairs = [row for row in rows if isinstance(row, ImagePair) and (encoder.label or row.label is not None)]
+    bad = [row for row in rows if isinstance(row, BadRow)]
+    latents: list[Tensor] = []
+    labels: list[float | None] = []
+    for start in range(0, len(pairs), encoder.batch_size):
+        chunk = pairs[start : start + encoder.batch_size]
+        images = torch.stack([torch.stack([to_tensor(image, encoder.size) for image in pair.images]) for pair in chunk])
+        latents.append(encoder.encode_images(images.flatten(0, 1)).unflatten(0, (-1, 2)).cpu())
+        if encoder.label is None:
+            labels += [pair.label for pair in chunk]
+        else:
+            labels += encoder.label(images, [pair.prompt for pair in chunk]).tolist()
+    columns = {
+        "num_rows": len(rows),
+        "prompts": [pair.prompt for pair in pairs],
+        "label": labels,
+        "weight": [pair.weight for pair in pairs],
+        "bad": [[row.where, row.reason] for row in bad],
+    }
+    _save(path, {"latents": torch.cat(latents)} if latents else {}, columns)
+    return bad
+
+
+def _encode_prompts(folder: Path, encoder: PairEncoder) -> None:
+    """Write this process's share of the embeddings of all distinct prompts."""
+    shards = [_columns(path) for path in _shards(folder, "pairs")]
+    distinct = list(dict.fromkeys(prompt for columns in shards for prompt in columns["prompts"]))
+    for shard, start in enumerate(range(0, len(distinct), SHARD_ROWS)):
+        path = _path(folder, "prompts", shard)
+        if shard % processes().num_processes != processes().process_index or path.is_file():
+            continue
+        prompts = distinct[start : start + SHARD_ROWS]
+        cond = encoder.encode(prompts)
+        fields = {"tokens": cond.tokens, "pooled": cond.pooled, "time_ids": cond.time_ids}
+        tensors = {name: tensor.cpu() for name, tensor in fields.items() if tensor is not None}
+        _save(path, tensors, {"prompts": prompts})
+
+
+def _finish(source: PairSource, folder: Path, tell: Callable[[str], None]) -> None:
+    """Count what is there and write the manifest."""
+    shards = [_columns(path) for path in _shards(folder, "pairs")]
+    bad = [row for columns in shards for row in columns["bad"]]
+    num_rows = sum(columns["num_rows"] for columns in shards)
+    num_pairs = sum(len(columns["prompts"]) for columns in shards)
+    if num_pairs == 0:
+        raise ValueError(f"data.pairs: none of the {num_rows} rows of {source.name} has a label")
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    num_unlabelled = num_rows - num_pairs - len(bad)
+    manifest = [source.name, num_rows, num_unlabelled, bad, size]
+    names = ["pairs", "num_rows", "num_unlabelled", "skipped", "num_bytes"]
+    write_text(folder / MANIFEST, json.dumps(dict(zip(names, manifest, strict=True)), indent=1) + "\n")
+    tell(f"{source.name}: {num_pairs} pairs ready, {size / 1e6:,.0f} MB in {folder}")
+
+
+def _open(folder: Path) -> tuple[PreparedPairs, Manifest]:
+    shards = [(path, _columns(path)) for path in _shards(folder, "pairs")]
+    label, weight = (
+        torch.tensor([value for _, columns in shards for value in columns[name]], dtype=torch.float32)
+        for name in ("label", "weight")
+    )
+    pairs = PreparedPairs(
+        prompts=[prompt for _, columns in shards for prompt in columns["prompts"]],
+        label=label,
+        weight=weight,
+        places=[(path, row) for path, columns in shards for row in range(len(columns["prompts"]))],
+        prompt_places={
+            prompt: (path, row)
+            for path in _shards(folder, "prompts")
+            for row, prompt in enumerate(_columns(path)["prompts"])
+        },
+    )
+    values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return pairs, Manifest(**values | {"skipped": [BadRow(*row) for row in values["skipped"]]})
+
+
+def _check_space(folder: Path, needed: int, num_rows: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"data.cache: the latents of {num_rows} rows need {needed / 1e9:,.1f} GB more, and {folder} has "
+            f"{free / 1e9:,.1f} GB left; set data.cache to a larger disk, or data.num_rows to fewer"
+        )
+
+
+def _read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:
+    """Rows of tensors from files, in order; names that the files do not have are left out."""
+    by_file: dict[Path, list[int]] = {}
+    for position, (path, _) in enumerate(places):
+        by_file.setdefault(path, []).append(position)
+    found: list[dict[str, Tensor]] = [{} for _ in places]
+    for path, positions in by_file.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                present = [name for name in names if name in set(file.keys())]
+                for position in positions:
+                    row = places[position][1]
+                    found[position] = {name: file.get_slice(name)[row : row + 1] for name in present}
+        except OSError as error:
+            raise ValueError(f"data.cache: {path} cannot be read any more; run again to make it anew") from error
+    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
+
+
+def _save(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"columns": json.dumps(columns)})
+
+
+def _columns(path: Path) -> dict[str, Any]:
+    """What a shard says of its rows."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["columns"])
+
+
+def _path(folder: Path, kind: str, shard: int) -> Path:
+    return folder / f"{kind}-{shard:06d}.safetensors"
+
+
+def _shards(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.glob(f"{kind}-*.safetensors"))

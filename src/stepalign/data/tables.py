@@ -1,0 +1,191 @@
+"""Pairs in tables that `datasets` reads: parquet files, saved datasets and the hub's."""
+
+from __future__ import annotations
+
+import glob
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any
+
+from stepalign.config import require
+from stepalign.data.files import digest, stamps
+from stepalign.data.pairs import RawPair
+from stepalign.data.rows import COLUMNS, KNOWN_LAYOUTS, Layout, num_pairs, pairs_of, recognise
+
+WITHOUT_PICK_A_PIC = (
+    "Pick-a-Pic has been reported missing from its hub since April 2025. Take a local parquet copy of it, "
+    "open-image-preferences (data-is-better-together/open-image-preferences-v1-binarized), HPDv2 (ymhao/HPDv2), or "
+    "pairs of your own: a folder with win/ and lose/, or a .jsonl file"
+)
+
+
+class Table:
+    """The rows of a dataset, its pictures as they are stored; while streaming, fetched as they are asked for.
+
+    `dataset` is a Dataset or an IterableDataset of `datasets` with these columns, none when it is empty. A stream is to
+    be read in one process: the workers of a DataLoader would each see a part of it. Raises ValueError for columns that
+    fit no layout, and for no rows.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        columns: list[str],
+        *,
+        name: str,
+        fingerprint: str,
+        folder: Path | None,
+        streaming: bool,
+        num_rows: int | None,
+    ) -> None:
+        self.name = name
+        self.fingerprint = digest(fingerprint, num_rows)
+        if not columns:
+            raise ValueError(f"data.pairs: {name} is empty; give at least one pair")
+        layout = recognise(columns)
+        if layout is None:
+            found = ", ".join(columns)
+            raise ValueError(f"data.pairs: the columns of {name} fit no layout: {found}; known are {KNOWN_LAYOUTS}")
+        self._layout = layout
+        self._folder = folder
+        self._rows = _as_stored(dataset).select_columns([column for column in columns if column in COLUMNS])
+        self._ends: list[int] | None = None
+        if streaming:
+            self.num_rows = num_rows
+            return
+        length = len(dataset)
+        if layout is Layout.RANKED:
+            ranks = dataset.select_columns([column for column in ("human_preference", "rank") if column in columns])
+            self._ends = list(accumulate(num_pairs(row, layout) for row in ranks))
+            length = self._ends[-1]
+        self.num_rows = min(length, num_rows or length)
+
+    def rows(self, start: int = 0) -> Iterator[RawPair]:
+        if self.num_rows is not None and start >= self.num_rows:
+            return iter(())
+        if self._layout is not Layout.RANKED:
+            record, skip = start, 0
+        elif self._ends is None:
+            record, skip = 0, start  # a stream says only in passing how many pairs a ranking gives
+        else:
+            record = bisect_right(self._ends, start)
+            skip = start - (self._ends[record - 1] if record else 0)
+        stop = None if self.num_rows is None else skip + self.num_rows - start
+        return islice(self._pairs(record), skip, stop)
+
+    def _pairs(self, first: int) -> Iterator[RawPair]:
+        for number, row in enumerate(self._records(first), first):
+            yield from pairs_of(row, self._layout, where=f"row {number}", folder=self._folder)
+
+    def _records(self, first: int) -> Iterator[dict[str, object]]:
+        rows = self._rows.skip(first) if first else self._rows
+        for table in rows.iter(batch_size=1):
+            yield from table.to_pylist()
+
+
+def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None) -> Table:
+    """A .parquet file, or a folder of them with splits by their names; without streaming copied to the cache first."""
+    files, folder = ([path], path.parent) if path.is_file() else (sorted(path.rglob("*.parquet")), path)
+    place = glob.escape(str(path.absolute()))  # `datasets` reads names as patterns
+    given = {"data_files": place} if path.is_file() else {"data_dir": place}
+    try:
+        dataset, columns, _ = _built("parquet", split=split, streaming=streaming, **given)
+    except Exception as error:  # of a dozen unrelated kinds
+        raise ValueError(f"data.pairs: {name} cannot be loaded, split {split!r}: {_first_line(error)}") from error
+    return Table(
+        dataset,
+        columns,
+        name=name if path.is_file() else f"{name}, split {split}",
+        fingerprint=digest(stamps(folder, files), split),
+        folder=folder,
+        streaming=streaming,
+        num_rows=num_rows,
+    )
+
+
+def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) -> Table:
+    """A folder written by save_to_disk of a Dataset, or of a DatasetDict with its splits."""
+    from datasets import DatasetDict, load_from_disk  # type: ignore[import-untyped]
+
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception as error:  # of a dozen unrelated kinds
+        raise ValueError(f"data.pairs: {name} cannot be loaded: {_first_line(error)}") from error
+    if isinstance(dataset, DatasetDict):
+        require(split in dataset, "split", repr(split), f"one of {', '.join(map(repr, dataset))} for {name}")
+        name, dataset = f"{name}, split {split}", dataset[split]
+    else:
+        require(split == "train", "split", repr(split), f"'train' for {name}, which has no splits")
+    fingerprint = digest(dataset._fingerprint, split)
+    return Table(
+        dataset,
+        _columns(dataset),
+        name=name,
+        fingerprint=fingerprint,
+        folder=folder,
+        streaming=False,
+        num_rows=num_rows,
+    )
+
+
+def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None) -> Table:
+    """A dataset of the hub, OWNER/NAME or OWNER/NAME@REVISION."""
+    repository, _, revision = source.partition("@")
+    try:
+        dataset, columns, commit = _built(repository, revision=revision or None, split=split, streaming=streaming)
+    except Exception as error:  # of a dozen unrelated kinds
+        advice = _advice(repository, str(error))
+        raise ValueError(
+            f"data.pairs: {source!r} is no path on this machine, and as a hub dataset it cannot be loaded, split "
+            f"{split!r}: {_first_line(error)}{advice}"
+        ) from error
+    return Table(
+        dataset,
+        columns,
+        name=f"{source}, split {split}",
+        fingerprint=digest(repository, commit, split),
+        folder=None,
+        streaming=streaming,
+        num_rows=num_rows,
+    )
+
+
+def _built(path: str, *, split: str, streaming: bool, **given: str | None) -> tuple[Any, list[str], str]:
+    """A dataset, its columns, and what `datasets` tells versions apart by: for the hub's, the commit."""
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(path, **given)
+    if streaming:
+        dataset = builder.as_streaming_dataset(split=split)
+    else:
+        builder.download_and_prepare()
+        dataset = builder.as_dataset(split=split)
+    return dataset, _columns(dataset), builder.hash
+
+
+def _as_stored(dataset: Any) -> Any:
+    """A dataset whose rows are Arrow's, which leaves pictures undecoded: a broken one is then found by `read`.
+
+    A cast to Image(decode=False) would do so too, but write a column of lists to disk again.
+    """
+    return dataset.with_format("arrow")
+
+
+def _columns(dataset: Any) -> list[str]:
+    """The columns of the first row, since a stream may not know them before; none without a row."""
+    first = next(iter(_as_stored(dataset).iter(batch_size=1)), None)
+    return [] if first is None else first.column_names
+
+
+def _advice(repository: str, error: str) -> str:
+    if "pickapic" in repository.lower().replace("-", ""):
+        return f". {WITHOUT_PICK_A_PIC}"
+    if "scripts are no longer supported" in error:
+        return f"; the hub may have converted it: try {repository}@refs/convert/parquet"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -1,0 +1,104 @@
+"""Lines of JSON, and folders of winners and losers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pair_sources import PICTURES, found, jsonl, picture_folder
+
+from stepalign.data.sources import open_pairs
+
+GOOD = {"prompt": "a cat", "image_0": "images/red.png", "image_1": "images/blue.png", "label": 1}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return picture_folder(tmp_path / "pictures")
+
+
+def test_lines_in_another_encoding_are_bad_rows(pictures: Path) -> None:
+    path = Path(jsonl(pictures))
+    path.write_bytes(json.dumps(GOOD).encode("utf-8-sig") + b'\r\n{"prompt": "Fu\xdf"}\r\n')
+    good, bad = found(open_pairs(str(path)))
+    assert good[1] == "a cat"
+    assert bad == ("pairs.jsonl line 2", "the line is not UTF-8 text")
+
+
+def test_a_fingerprint_of_lines_sees_a_picture_that_was_repaired_or_is_gone(pictures: Path) -> None:
+    path = jsonl(pictures, GOOD)
+    before = open_pairs(path).fingerprint
+    (pictures / "images/red.png").write_bytes(PICTURES["red"] + b"\0")
+    repaired = open_pairs(path).fingerprint
+    (pictures / "images/red.png").unlink()
+    assert len({before, repaired, open_pairs(path).fingerprint}) == 3
+
+
+def test_a_fingerprint_of_lines_is_of_their_text(pictures: Path) -> None:
+    path = jsonl(pictures, GOOD)
+    before = open_pairs(path).fingerprint
+    os.utime(path, ns=(0, 0))
+    assert open_pairs(path).fingerprint == before
+    assert open_pairs(jsonl(pictures, GOOD, name="copy.jsonl")).fingerprint == before
+    assert open_pairs(jsonl(pictures, GOOD | {"label": 0})).fingerprint != before
+
+
+def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    for path, colour in {
+        "win/b.cat.PNG": "red",
+        "lose/b.cat.jpg": "blue",
+        "win/a.png": "lime",
+        "lose/a.png": "black",
+        "win/c.png": "red",
+        "lose/d.png": "red",
+        "win/e.png": "red",
+        "lose/e.png": "blue",
+        "win/f.png": "red",
+        "win/f.jpg": "red",
+        "lose/f.png": "blue",
+        "win/g.png": "red",
+        "lose/g.png": "blue",
+        "win/h.png": "red",
+        "lose/h.png": "blue",
+        "win/._a.png": "red",
+        "win/sub.png/x.png": "red",
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(PICTURES[colour])
+    for path, text in {
+        "win/a.txt": " a lime thing\n",
+        "lose/b.cat.txt": "a cat",
+        "c.txt": "c",
+        "d.txt": "d",
+        "win/f.txt": "f",
+        "win/g.txt": "one",
+        "g.txt": "two",
+        "win/.hidden": "",
+        "lose/notes.md": "",
+    }.items():
+        (folder / path).write_text(text, encoding="utf-8")
+    (folder / "h.txt").write_bytes("Fuß".encode("latin-1"))
+    source = open_pairs(str(folder))
+    assert source.num_rows == 8
+    *first, undecodable = found(source)
+    assert first == [
+        ("a.png", "a lime thing", "lime black", 1.0, 1.0),
+        ("b.cat.PNG", "a cat", "red blue", 1.0, 1.0),
+        ("c.png", "there is no picture lose/c.*"),
+        ("d.png", "there is no picture win/d.*"),
+        ("e.png", "there is no caption e.txt in win/, in lose/ or beside them"),
+        ("f.jpg", "win/ has f.jpg and f.png; one of them is expected"),
+        ("g.png", "there are different captions in win/g.txt, g.txt"),
+    ]
+    assert undecodable[0] == "h.png"
+    assert undecodable[1].startswith("the caption h.txt cannot be read: 'utf-8' codec")
+
+
+@pytest.mark.parametrize(("there", "missing"), [("win", "lose"), ("lose", "win")])
+def test_half_a_folder_is_refused(tmp_path: Path, there: str, missing: str) -> None:
+    (tmp_path / "half" / there).mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"half has no folder {missing}/; pairs need win/ and lose/"):
+        open_pairs(str(tmp_path / "half"))
