@@ -113,3 +113,37 @@ def test_extreme_values_do_not_reach_the_tower() -> None:
     bounds = preprocess(100 * normal(1, 3, 8, 8, dtype=torch.float32), 8)
     assert undone(bounds).min() >= -1e-6
     assert undone(bounds).max() <= 1 + 1e-6
+
+
+# The order of SPO's released scorer
+
+
+def test_resizing_first_clamps_what_resizing_makes() -> None:
+    """A column of 3 beside 0: 3 · .59375 = 1.78 becomes 1 and 3 · -.09375 becomes 0; clamped first it is 1 before."""
+    images = torch.zeros(1, 3, 16, 16)
+    images[..., 5] = 3
+    first, second = (undone(preprocess(images, 8, order=order))[0, 0, 4] for order in ("resize-first", "clamp-first"))
+    assert first.tolist() == pytest.approx([0, 0, 1, 0, 0, 0, 0, 0], abs=1e-6)
+    assert second.tolist() == pytest.approx([0, 0, 0.59375, -0.09375, 0, 0, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (20, 33), (9, 6)])
+def test_both_orders_agree_closely_where_nothing_is_clamped(height: int, width: int) -> None:
+    """As far as fp16 allows: 2^-11 of a value, and a few of its roundings in resizing."""
+    images = 0.35 + 0.3 * pictures(2, height, width)
+    one, other = (preprocess(images, 8, order=order) for order in ("clamp-first", "resize-first"))
+    assert one.dtype == other.dtype == torch.float32
+    torch.testing.assert_close(undone(other), undone(one), rtol=0, atol=2e-3)
+
+
+def test_both_orders_differ_where_values_leave_the_range() -> None:
+    images = normal(2, 3, 16, 16, dtype=torch.float32)
+    difference = preprocess(images, 8) - preprocess(images, 8, order="resize-first")
+    assert difference.abs().mean() > 0.1
+
+
+def test_resizing_first_works_in_fp16_and_clamping_in_fp32() -> None:
+    images = 2 * pictures(1, 8, 8) - 0.5
+    expected = images.half().float().clamp(0, 1)
+    assert not torch.equal(expected, images.clamp(0, 1))
+    torch.testing.assert_close(undone(preprocess(images, 8, order="resize-first")), expected, rtol=0, atol=1e-6)

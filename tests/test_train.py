@@ -25,9 +25,9 @@ from worlds import (
 )
 
 from stepalign.batch import Pairing
-from stepalign.checkpoint import load_state, save_state
+from stepalign.checkpoint import RunState, load_state, save_state
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
-from stepalign.models.sd import StableDiffusion
+from stepalign.models.base import BaseModel
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.policy import LoraPolicy
 from stepalign.rollout import Branching, sample
@@ -44,12 +44,12 @@ def spied_trainer(**training: Any) -> tuple[Trainer, PairRecorder]:
 
 
 @pytest.fixture(scope="module")
-def sd_policy(tiny_sd: StableDiffusion) -> LoraPolicy:
+def sd_policy(tiny_sd: BaseModel) -> LoraPolicy:
     """A policy under guidance, for counting."""
     return copied_policy(tiny_sd)
 
 
-def sd_trainer(model: StableDiffusion, policy: LoraPolicy, *, judge: object = None, **given: Any) -> Trainer:
+def sd_trainer(model: BaseModel, policy: LoraPolicy, *, judge: object = None, **given: Any) -> Trainer:
     """Four steps, two candidates, on the tiny Stable Diffusion."""
     judge = judge or BrightnessJudge(100.0)
     parts = {"policy": policy, "judge": judge, "encode": model.encode, "latent_shape": model.latent_shape}
@@ -164,7 +164,7 @@ def test_progress_is_reported_by_phase() -> None:
     ids=["rms", "none", "spo clamp", "gradspo clamp"],
 )
 def test_a_comparison_costs_one_policy_and_one_reference_prediction(
-    tiny_sd: StableDiffusion, sd_policy: LoraPolicy, objective: Stepwise, with_average: bool
+    tiny_sd: BaseModel, sd_policy: LoraPolicy, objective: Stepwise, with_average: bool
 ) -> None:
     trainer = sd_trainer(tiny_sd, sd_policy, objective=objective, sample_with="ema", prompts_per_round=2)
     comparisons = trainer.round()["comparisons"]
@@ -175,7 +175,7 @@ def test_a_comparison_costs_one_policy_and_one_reference_prediction(
     )
 
 
-def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: StableDiffusion, sd_policy: LoraPolicy) -> None:
+def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: BaseModel, sd_policy: LoraPolicy) -> None:
     trainer = sd_trainer(tiny_sd, sd_policy, sample_with="ema", prompts_per_round=3)
     trainer.round()
     assert trainer.calls["sampling_ema"] == 2 * (3 + 3 * 3 * 2)  # guidance 2, steps at 751, 501, 251 and 1, k = 2
@@ -184,9 +184,9 @@ def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: StableDiffusion,
 
 
 def test_each_distinct_prompt_is_encoded_once_per_run_by_base_and_judge(
-    tiny_sd: StableDiffusion, tiny_spm_folder: Path
+    tiny_sd: BaseModel, tiny_spm_folder: Path
 ) -> None:
-    model = StableDiffusion(tiny_sd.pipeline, tiny_sd.latent_shape, tiny_sd.name)
+    model = replace(tiny_sd)
     spm = StepAwarePreferenceModel.from_pretrained(tiny_spm_folder)
     judge = StepAwareJudge(spm, model.pipeline.tokenizer, model.decode)
     trainer = sd_trainer(
@@ -248,7 +248,7 @@ def test_a_restored_run_ends_bit_identical_to_one_left_alone(tmp_path: Path) -> 
     expected = [without_clock(whole.round()) for _ in range(4)]
     rows = [without_clock(first.round()) for _ in range(2)]
     save_state(first.state(), tmp_path / "checkpoint.pt")
-    second.restore(load_state(tmp_path / "checkpoint.pt"))
+    second.restore(load_state(tmp_path / "checkpoint.pt", RunState))
     rows += [without_clock(second.round()) for _ in range(2)]
     assert rows == expected
     for name in ("adapter", "ema", "optimizer", "scaler", "calls", "num_rounds", "num_updates", "num_comparisons"):

@@ -220,13 +220,6 @@ def test_the_kind_of_prediction_does_not_change_the_loss(
     torch.testing.assert_close(same, losses, rtol=1e-9, atol=1e-11)
 
 
-def test_comparisons_with_two_parents_are_refused(sampler: DDIM, objective: Stepwise) -> None:
-    batch = comparisons()
-    two = replace(batch, x_t=batch.x_t.expand(-1, 2, -1, -1, -1), prediction=batch.prediction.expand(-1, 2, -1, -1, -1))
-    with pytest.raises(ValueError, match="two parents"):
-        evaluate(objective, sampler, two, **toy_predictions())
-
-
 def test_named_and_default_settings_are_those_of_the_specification() -> None:
     """method.md sections 3 and 5: beta 10, gamma .5, clip .1; recipes named after papers clamp, else rms with .309."""
     common = {"beta": 10.0, "gamma": 0.5, "clip": 0.1, "radius": 0.309}

@@ -12,6 +12,8 @@ from stepalign.batch import Conditioning, StepComparisons
 
 Role = Literal["policy", "ema", "reference"]
 """Which weights predict: the trained adapter, its running average, or the base model alone."""
+Preprocessing = Literal["clamp-first", "resize-first"]
+"""How decoded pictures become CLIP's input; `clip.preprocess` says what each does."""
 Metrics = dict[str, Float[Tensor, " b"]]
 
 
@@ -100,6 +102,12 @@ class Sampler(Protocol):
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Transition: ...
 
+    def deterministic_step(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The same step without noise."""
+        ...
+
     def predict_x0(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]: ...
@@ -144,6 +152,17 @@ class Judge(Protocol):
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]: ...
+
+
+@runtime_checkable
+class DifferentiableJudge(Judge, Protocol):
+    """A judge that also says which way is up."""
+
+    def gradient(
+        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
+        """The scores of clean samples promised at a timestep, and their gradients with respect to them."""
+        ...
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise, takewhile
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from stepalign.protocols import Denoiser, Judge, Sampler
 from stepalign.seeding import PromptNoise
 
 Continuation = Literal["random", "best", "worst"]
+InnerSteps = Literal["path", "look-ahead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +30,73 @@ class Branching:
     """Steps that branch, ends included, counted from 0 as the papers do: Stable Diffusion's t = 751 is their 750."""
     continue_from: Continuation = "random"
     """Which candidate the trajectory goes on from; "best" and "worst" are the ablations of SPO Table 4."""
+    num_inner_steps: tuple[int, ...] = (1,)
+    """j, the steps from a branching to its judgement; a window is cut where sampling ends, and on a path where
+    branching does. Several values hold from high noise to low, with a bound between each two."""
+    inner_step_bounds: tuple[int, ...] = ()
+    """Timesteps of the grid (751, not 750), falling, from which down the next value of num_inner_steps holds: 4 1 with
+    the bound 400 looks 4 steps ahead above t = 400 and 1 from there on."""
+    inner_steps: InnerSteps = "path"
+    """"path": each branch draws noise of its own at every step of the window, and every step trains (MSPO, SPO section
+    4.5); "look-ahead": noise at the first step alone, deterministic steps from there, and the first step trains."""
+    go_on_at: Literal["window-end", "next-step"] = "window-end"
+    """Where the trajectory goes on after a window: at its end, or, for "look-ahead", at the next step."""
 
     def __post_init__(self) -> None:
         require(self.num_candidates >= 2, "branching.num_candidates", self.num_candidates, "at least 2 to compare")
+        inner, bounds = self.num_inner_steps, self.inner_step_bounds
+        require(len(inner) >= 1 and min(inner) >= 1, "branching.num_inner_steps", inner, "numbers of at least 1")
+        falling = all(high > low for high, low in pairwise(bounds))
+        require(
+            falling and len(bounds) == len(inner) - 1,
+            "branching.inner_step_bounds",
+            bounds,
+            f"falling timesteps, {len(inner) - 1} for {len(inner)} values of num_inner_steps",
+        )
+        anywhere = self.go_on_at == "window-end" or self.inner_steps == "look-ahead" or max(inner) == 1
+        require(anywhere, "branching.go_on_at", self.go_on_at, 'window-end where inner_steps is "path"')
 
     def applies_at(self, t: int, sampler: Sampler) -> bool:
         """Whether the step from t draws a pool."""
         low, high = self.timestep_range
         return low <= t - 1 <= high and sampler.is_stochastic(t)
 
+    def window(self, t: int, sampler: Sampler) -> list[int]:
+        """The timesteps of the window that branches at t, whose steps the branches take before they are judged."""
+        length = self.num_inner_steps[sum(t <= bound for bound in self.inner_step_bounds)]
+        ahead = [step for step in sampler.timesteps if step <= t][:length]
+        if self.inner_steps == "look-ahead":
+            return ahead
+        return list(takewhile(lambda step: self.applies_at(step, sampler), ahead))
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """One judged step of a rollout."""
+    """One branching of a rollout, judged."""
 
-    candidates: StepCandidates
+    transitions: list[StepCandidates]
+    """What can train: the first step, whose candidates share one parent, and on a path each branch's later steps."""
     t_prev: int
-    """Where the candidates lie; the judge's timestep."""
+    """Where the branches are judged; the judge's timestep."""
     x_0: Float[Tensor, "b k c h w"]
-    """The clean samples they promise, as the judge saw them."""
+    """The clean samples they promise there, as the judge saw them."""
     followed: Int[Tensor, " b"]
     """The candidate each trajectory went on from."""
+
+    @property
+    def candidates(self) -> StepCandidates:
+        """The first step's."""
+        return self.transitions[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Branches:
+    """k branches of every prompt at one timestep, and what the network predicts there."""
+
+    t: int
+    x_t: Float[Tensor, "b k c h w"]
+    prediction: Float[Tensor, "b k c h w"] | None
+    """None for finished samples."""
 
 
 @torch.no_grad()
@@ -66,43 +114,103 @@ def rollout(
 ) -> tuple[list[Pool], Float[Tensor, "b c h w"]]:
     """The pools of one trajectory per prompt, and the samples it ends in.
 
-    Every point of the trajectory is predicted once: at a pool all k candidates are predicted, for the judge, and the
-    survivor's prediction is the next step's. Candidates of the last step are samples, judged as they are at
-    timestep 0. With N = 20 and branching from 750 a prompt costs 5 + 15 k predictions and 16 k judgements.
+    Every point is predicted once: all k branches are predicted where they step on and where they are judged, and the
+    survivor's prediction is the next step's. Branches that end in samples are judged as they are at timestep 0. With
+    N = 20 and branching from 750 a prompt costs 5 + 15 k predictions, whatever the windows' length on a path, and k
+    judgements for each window: 16 k where j = 1. Going on at the next step costs min(j, steps left) k predictions for
+    every branching.
 
     Raises ValueError when the judge returns anything but finite numbers.
     """
     b, k = len(prompts), branching.num_candidates
+    tiled, repeated = cond.tile(k), [prompt for prompt in prompts for _ in range(k)]
     x_t = noise.normal(*latent_shape)
     prediction: Tensor | None = None
     pools: list[Pool] = []
-    for t in sampler.timesteps:
+    t = sampler.timesteps[0]
+    while True:
         step_t = torch.full((b,), t, device=x_t.device)
         if prediction is None:
             prediction = denoise(x_t, step_t, cond)
-        transition = sampler.transition(prediction, x_t, step_t)
-        if not branching.applies_at(t, sampler):
-            x_t, prediction = transition.sample(noise.normal(1, *latent_shape))[:, 0], None
+        if branching.applies_at(t, sampler):
+            parents = _Branches(t, x_t[:, None], prediction[:, None])
+            trace, noises = _branch(denoise, sampler, parents, tiled, noise, branching)
+            pool, at = _judge(judge, sampler, cond, repeated, trace, noises, branching, noise)
+            pools.append(pool)
+            rows = torch.arange(b, device=x_t.device)
+            x_t, t = at.x_t[rows, pool.followed], at.t
+            prediction = None if at.prediction is None else at.prediction[rows, pool.followed]
+            finished, num_steps = at.prediction is None, trace.index(at)
+        else:
+            x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
+            prediction, finished, num_steps = None, t == sampler.timesteps[-1], 1
+            t = sampler.previous(t)
+        for _ in range(num_steps):
             on_step()
-            continue
-        draws = noise.normal(k, *latent_shape)
-        x_prev = transition.sample(draws)
+        if finished:
+            return pools, x_t
+
+
+def _branch(
+    denoise: Denoiser,
+    sampler: Sampler,
+    parents: _Branches,
+    cond: Conditioning,
+    noise: PromptNoise,
+    branching: Branching,
+) -> tuple[list[_Branches], list[Float[Tensor, "b k c h w"]]]:
+    """The branches at every timestep of a window, from their common parent to where they are judged, and their noises.
+
+    `cond` has a row for every branch.
+    """
+    k, shape = branching.num_candidates, parents.x_t.shape[2:]
+    trace, noises = [parents], []
+    for index, t in enumerate(branching.window(parents.t, sampler)):
+        at = trace[-1]
+        assert at.prediction is not None
+        flat_t = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), t, device=at.x_t.device)
+        prediction, x_t = at.prediction.flatten(0, 1), at.x_t.flatten(0, 1)
+        if index and branching.inner_steps == "look-ahead":
+            x_prev = sampler.deterministic_step(prediction, x_t, flat_t).unflatten(0, (-1, k))
+        else:
+            draws = noise.normal(k, *shape)
+            noises.append(draws)
+            by_parent = draws if index == 0 else draws.flatten(0, 1)[:, None]
+            x_prev = sampler.transition(prediction, x_t, flat_t).sample(by_parent)
+            x_prev = x_prev if index == 0 else x_prev[:, 0].unflatten(0, (-1, k))
         t_prev = sampler.previous(t)
-        flat_t = torch.full((b * k,), t_prev, device=x_t.device)
-        flat = x_prev.flatten(0, 1)
-        is_last = t == sampler.timesteps[-1]
-        flat_prediction = None if is_last else denoise(flat, flat_t, cond.tile(k))
-        flat_x0 = flat if flat_prediction is None else sampler.predict_x0(flat_prediction, flat, flat_t)
-        scores = judge(flat, flat_x0, flat_t, [prompt for prompt in prompts for _ in range(k)]).float().reshape(b, k)
-        _check_finite(scores, t_prev)
-        candidates = StepCandidates(cond, step_t, x_t[:, None], prediction[:, None], draws, scores)
-        followed = _choose(branching.continue_from, scores, noise)
-        pools.append(Pool(candidates, t_prev, flat_x0.unflatten(0, (b, k)), followed))
-        rows = torch.arange(b, device=x_t.device)
-        x_t = x_prev[rows, followed]
-        prediction = None if flat_prediction is None else flat_prediction.unflatten(0, (b, k))[rows, followed]
-        on_step()
-    return pools, x_t
+        following = None
+        if t != sampler.timesteps[-1]:
+            flat_prev = torch.full((len(cond),), t_prev, device=x_prev.device)
+            following = denoise(x_prev.flatten(0, 1), flat_prev, cond).unflatten(0, (-1, k))
+        trace.append(_Branches(t_prev, x_prev, following))
+    return trace, noises
+
+
+def _judge(
+    judge: Judge,
+    sampler: Sampler,
+    cond: Conditioning,
+    prompts: list[str],
+    trace: list[_Branches],
+    noises: list[Float[Tensor, "b k c h w"]],
+    branching: Branching,
+    noise: PromptNoise,
+) -> tuple[Pool, _Branches]:
+    """A window's branches judged at its end, as a pool, and where the trajectory goes on; `prompts` one per branch."""
+    end = trace[-1]
+    b, k = end.x_t.shape[:2]
+    flat, flat_t = end.x_t.flatten(0, 1), torch.full((b * k,), end.t, device=end.x_t.device)
+    x_0 = flat if end.prediction is None else sampler.predict_x0(end.prediction.flatten(0, 1), flat, flat_t)
+    scores = judge(flat, x_0, flat_t, prompts).float().reshape(b, k)
+    _check_finite(scores, end.t)
+    transitions = []
+    for at, draws in zip(trace, noises, strict=False):
+        assert at.prediction is not None
+        t = torch.full((b,), at.t, device=flat.device)
+        transitions.append(StepCandidates(cond, t, at.x_t, at.prediction, draws, scores))
+    pool = Pool(transitions, end.t, x_0.unflatten(0, (b, k)), _choose(branching.continue_from, scores, noise))
+    return pool, trace[1] if branching.go_on_at == "next-step" else end
 
 
 @torch.no_grad()

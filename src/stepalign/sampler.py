@@ -119,6 +119,14 @@ class DDIM:
         mean = _like(alpha_p.sqrt(), x_t) * x_0 + _like(self._at_step(self._direction, t), x_t) * eps
         return GaussianStep(mean, self.sigma(t).to(x_t.dtype))
 
+    def deterministic_step(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The step without noise, eta = 0: x_prev = sqrt(abar_p) x0 + sqrt(1 - abar_p) eps."""
+        alpha_p = self._at_step(self._alpha_p, t)
+        x_0, eps = self.predict_x0(prediction, x_t, t), self.predict_eps(prediction, x_t, t)
+        return _like(alpha_p.sqrt(), x_t) * x_0 + _like((1 - alpha_p).sqrt(), x_t) * eps
+
     def predict_x0(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:

@@ -12,16 +12,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import gather_object, reduce
+from jaxtyping import Bool
+from torch import Tensor
 
 from stepalign.batch import Conditioning, Pairing, StepComparisons, cat, pair
 from stepalign.checkpoint import RunState
+from stepalign.clean_gradient import gradient_rollout
 from stepalign.config import require
 from stepalign.parallel import processes
 from stepalign.prompts import PromptStream
-from stepalign.protocols import Judge, Objective, Role, Sampler, TrainablePolicy
+from stepalign.protocols import DifferentiableJudge, Judge, Objective, Role, Sampler, TrainablePolicy
 from stepalign.rollout import Branching, rollout
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
@@ -42,9 +46,11 @@ class Training:
     comparisons_per_update: int = 40
     """Comparisons behind one optimizer step, over all processes; a round's are split as evenly as this allows."""
     train_batch: int = 10
-    """Comparisons in one forward and backward pass of one process."""
+    """Comparisons in one forward and backward pass of one process; those of two parents count twice."""
     sample_with: Role = "policy"
     """Who samples: "policy" (SPO) or the running "ema" (GradSPO)."""
+    signal: Literal["candidates", "clean-gradient"] = "candidates"
+    """Where comparisons come from: judged candidates, or a differentiable judge's gradient (GradSPO appendix G)."""
     pairing: Pairing = "best-worst"
     """What stands for z⁺ - z⁻: "best-worst", "all-k" (every candidate votes) or "two-random"."""
     min_gap: float = 0.3
@@ -69,7 +75,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """A round's comparisons on this process, a list entry per branching step, and which of them train."""
+    """A round's comparisons on this process, a list entry per step that trains, and which of them do."""
 
     steps: list[StepComparisons]
     ids: dict[tuple[int, int], tuple[int, int]]
@@ -78,9 +84,11 @@ class Experience:
     judge_scores: list[float]
     """Of the last step's candidates."""
 
-    def take(self, ids: list[tuple[int, int]]) -> StepComparisons:
-        """The comparisons with these ids as one batch."""
-        return cat([self.steps[entry][[row]] for entry, row in (self.ids[key] for key in ids)])
+    def take(self, ids: list[tuple[int, int]]) -> list[StepComparisons]:
+        """The comparisons with these ids as a batch, or two: those of one parent apart from those of two."""
+        rows = [self.steps[entry][[row]] for entry, row in (self.ids[key] for key in ids)]
+        by_parents = ([row for row in rows if row.x_t.shape[1] == num] for num in (1, 2))
+        return [cat(group) for group in by_parents if group]
 
 
 class Trainer:
@@ -178,41 +186,44 @@ class Trainer:
         judge_scores: list[float] = []
         num_pools = done = 0
         for chunk in chunks:
-            prompts = [self.stream[position] for position in chunk]
 
             def on_step() -> None:
                 nonlocal done
                 done += 1
                 tick("sample", done, len(chunks) * len(self.sampler.timesteps))
 
-            pools, _ = rollout(
-                self.policy.denoiser(config.sample_with),
-                self.sampler,
-                self.judge,
-                cond=self.encode(prompts),
-                prompts=prompts,
-                latent_shape=self.latent_shape,
-                noise=PromptNoise([generator_for(self.seed, Purpose.ROLLOUT, p) for p in chunk], device=self.device),
-                branching=self.branching,
-                on_step=on_step,
-            )
-            for step, pool in enumerate(pools):
-                comparisons, sure = pair(pool.candidates, rule=config.pairing, min_gap=config.min_gap)
+            noise = PromptNoise([generator_for(self.seed, Purpose.ROLLOUT, p) for p in chunk], device=self.device)
+            found, scores = self._compare([self.stream[position] for position in chunk], noise, on_step)
+            for step, (comparisons, sure) in enumerate(found):
                 rows = sure.nonzero()[:, 0].tolist()
                 ids.update({(chunk[row], step): (len(steps), row) for row in rows})
                 steps.append(comparisons)
                 num_pools += len(chunk)
-            if pools:
-                judge_scores.extend(pools[-1].candidates.scores.flatten().tolist())
+            judge_scores.extend(scores)
         return Experience(steps, ids, num_pools, judge_scores)
+
+    def _compare(
+        self, prompts: list[str], noise: PromptNoise, on_step: Callable[[], None]
+    ) -> tuple[list[tuple[StepComparisons, Bool[Tensor, " b"]]], list[float]]:
+        """Comparisons on one trajectory per prompt with which of them train, and the last step's scores."""
+        config, denoise, cond = self.config, self.policy.denoiser(self.config.sample_with), self.encode(prompts)
+        given: dict[str, Any] = {"cond": cond, "prompts": prompts, "noise": noise, "on_step": on_step}
+        given |= {"latent_shape": self.latent_shape, "branching": self.branching}
+        if config.signal == "clean-gradient":
+            if not isinstance(self.judge, DifferentiableJudge):
+                raise ValueError("training.signal: clean-gradient needs a judge with a gradient")
+            comparisons, scores = gradient_rollout(denoise, self.sampler, self.judge, **given)
+            return [(step, step.noise.flatten(1).any(1)) for step in comparisons], scores.tolist()
+        pools, _ = rollout(denoise, self.sampler, self.judge, **given)
+        pairs = [pair(step, rule=config.pairing, min_gap=config.min_gap) for pool in pools for step in pool.transitions]
+        return pairs, pools[-1].candidates.scores.flatten().tolist() if pools else []
 
     def _schedule(self, ids: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """All processes' comparisons shuffled together and split into updates of nearly equal size."""
         if not ids:
             return []
-        order = torch.randperm(
-            len(ids), generator=generator_for(self.seed, Purpose.COMPARISON_ORDER, self.num_rounds)
-        ).tolist()
+        generator = generator_for(self.seed, Purpose.COMPARISON_ORDER, self.num_rounds)
+        order = torch.randperm(len(ids), generator=generator).tolist()
         num_updates = -(-len(ids) // self.config.comparisons_per_update)
         bounds = [len(ids) * i // num_updates for i in range(num_updates + 1)]
         return [[ids[i] for i in order[low:high]] for low, high in pairwise(bounds)]
@@ -220,18 +231,19 @@ class Trainer:
     def _update(self, experience: Experience, ids: list[tuple[int, int]], rows: list[dict[str, float]]) -> float:
         """One optimizer step on the mean loss over `ids`, some of them this process's; returns the gradient norm."""
         own = [key for key in ids if key in experience.ids]
-        for start in range(0, len(own), self.config.train_batch):
-            batch = experience.take(own[start : start + self.config.train_batch])
-            losses, metrics = self.objective(self.policy, self.sampler, batch)
-            if not losses.isfinite().all():
-                raise ValueError(
-                    f"the loss is not a finite number in round {self.num_rounds + 1}; the last checkpoint is whole: "
-                    "try a lower training.learning_rate, or base.precision fp32"
-                )
-            self.scaler.scale(losses.sum() / len(ids)).backward()
-            columns = {"loss": losses.detach(), "t": batch.t, **metrics}
-            values = [column.tolist() for column in columns.values()]
-            rows.extend(dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+        for group in experience.take(own):
+            size = max(1, self.config.train_batch // group.x_t.shape[1])
+            for batch in (group[start : start + size] for start in range(0, len(group), size)):
+                losses, metrics = self.objective(self.policy, self.sampler, batch)
+                if not losses.isfinite().all():
+                    raise ValueError(
+                        f"the loss is not a finite number in round {self.num_rounds + 1}; the last checkpoint is "
+                        "whole: try a lower training.learning_rate, or base.precision fp32"
+                    )
+                self.scaler.scale(losses.sum() / len(ids)).backward()
+                columns = {"loss": losses.detach(), "t": batch.t, **metrics}
+                values = [column.tolist() for column in columns.values()]
+                rows.extend(dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepalign.judges.decoding import decoded_gradients, decoded_scores
 from stepalign.protocols import Decode, Metric
 
 
@@ -19,7 +19,6 @@ class ImageJudge:
         """Images decoded and judged at once; None for all."""
         self.num_images = 0
 
-    @torch.no_grad()
     def __call__(
         self,
         x_t: Float[Tensor, "b c h w"],
@@ -27,12 +26,17 @@ class ImageJudge:
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
-        assert len(prompts) == len(x_0)
-        step = self.max_batch or max(1, len(x_0))
         self.num_images += len(x_0)
-        return torch.cat(
-            [
-                self.metric((self.decode(x_0[i : i + step]) / 2 + 0.5).clamp(0, 1), prompts[i : i + step])
-                for i in range(0, len(x_0), step)
-            ]
-        )
+        return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+
+    def gradient(
+        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
+        """The scores of clean samples and their gradients with respect to them; needs a differentiable metric."""
+        self.num_images += len(x_0)
+        return decoded_gradients(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+
+    def _score(
+        self, images: Float[Tensor, "b 3 hh ww"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> Float[Tensor, " b"]:
+        return self.metric((images / 2 + 0.5).clamp(0, 1), prompts)

@@ -11,28 +11,36 @@ At initialisation gates are 1 and the rest 0, so that the SPM is the CLIP it was
 
 from __future__ import annotations
 
-import json
+import copy
 import math
-import pickle
+import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.clip import check_tokenizer, preprocess, resolve_folder, tokenize
-from stepalign.protocols import Decode
+from stepalign.checkpoint import write_text
+from stepalign.clip import check_tokenizer, preprocess, tokenize
+from stepalign.config import require
+from stepalign.judges.decoding import decoded_gradients, decoded_scores
+from stepalign.judges.spm_files import (
+    CARD,
+    check_fit,
+    publish,
+    read_folder,
+    read_released,
+    vit_h_config,
+    write_folder,
+)
+from stepalign.protocols import Decode, Preprocessing
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 EMBEDDING_WIDTH = 256
-RELEASED_TOKENIZER = "yuvalkirstain/PickScore_v1"
-"""Whose tokenizer the released checkpoints use."""
 
 
 def timestep_embedding(t: Int[Tensor, " b"]) -> Float[Tensor, "b 256"]:
@@ -57,111 +65,126 @@ class TimestepEmbedder(nn.Module):
 class StepAwarePreferenceModel(nn.Module):
     """CLIP with a time-conditioned vision tower; parameter names are those of the released checkpoints."""
 
-    def __init__(self, config: CLIPConfig) -> None:
+    def __init__(
+        self, config: CLIPConfig, *, timestep_conditioning: bool = True, preprocessing: Preprocessing = "clamp-first"
+    ) -> None:
         super().__init__()
+        known = get_args(Preprocessing)
+        require(
+            isinstance(timestep_conditioning, bool), "timestep_conditioning", timestep_conditioning, "true or false"
+        )
+        require(preprocessing in known, "preprocessing", preprocessing, f"one of {', '.join(known)}")
         self.config = config
+        self.timestep_conditioning = timestep_conditioning
+        """False leaves plain CLIP, which sees noisy pictures but not the timestep (SPO Table 5)."""
+        self.preprocessing: Preprocessing = preprocessing
+        """How decoded pictures become the tower's input, in training and in scoring."""
+        self.gradient_checkpointing = False
         clip = CLIPModel(config)
-        width = config.vision_config.hidden_size
         self.text_model = clip.text_model
         self.vision_model = clip.vision_model
         self.visual_projection = clip.visual_projection
         self.text_projection = clip.text_projection
         self.logit_scale = clip.logit_scale
-        self.t_embedder = TimestepEmbedder(width)
-        self.vision_model.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        for layer in self.vision_model.encoder.layers:
-            layer.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        self.reset_conditioning()
+        if timestep_conditioning:
+            self._add_conditioning(config.vision_config.hidden_size)
 
     @torch.no_grad()
-    def reset_conditioning(self) -> None:
+    def _add_conditioning(self, width: int) -> None:
         """Make every timestep see plain CLIP: modulations 0 but the gates' biases 1, embedder N(0, .02²)."""
-        for linear in self.t_embedder.mlp:
-            if isinstance(linear, nn.Linear):
-                nn.init.normal_(linear.weight, std=0.02)
-                nn.init.zeros_(linear.bias)
-        tower = self.vision_model
-        for modulation in (tower.adaLN_modulation, *(layer.adaLN_modulation for layer in tower.encoder.layers)):
-            nn.init.zeros_(modulation[1].weight)
-            nn.init.zeros_(modulation[1].bias)
-        for layer in tower.encoder.layers:
+        self.t_embedder = TimestepEmbedder(width)
+        self.vision_model.adaLN_modulation = _modulation(width, 2)
+        for layer in self.vision_model.encoder.layers:
+            layer.adaLN_modulation = _modulation(width, 6)
             _, _, gate_msa, _, _, gate_mlp = layer.adaLN_modulation[1].bias.chunk(6)
             gate_msa.fill_(1.0)
             gate_mlp.fill_(1.0)
+        for name, parameter in self.t_embedder.named_parameters():
+            parameter.copy_(
+                torch.zeros_like(parameter) if name.endswith("bias") else 0.02 * torch.randn_like(parameter)
+            )
 
     @classmethod
-    def from_clip(cls, clip: CLIPModel) -> StepAwarePreferenceModel:
+    def from_clip(
+        cls, clip: CLIPModel, *, timestep_conditioning: bool = True, preprocessing: Preprocessing = "clamp-first"
+    ) -> StepAwarePreferenceModel:
         """The SPM that scores exactly as a CLIP or PickScore model does, at every timestep."""
-        model = cls(clip.config)
+        model = cls(
+            copy.deepcopy(clip.config), timestep_conditioning=timestep_conditioning, preprocessing=preprocessing
+        )
         missing, unexpected = model.load_state_dict(clip.state_dict(), strict=False)
         assert not unexpected
         assert all("adaLN_modulation" in name or name.startswith("t_embedder") for name in missing)
         return model
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> StepAwarePreferenceModel:
-        """Load a folder or hub repository that `save_pretrained` wrote, strictly, in fp32.
+    def from_pretrained(cls, name: str | Path, *, dtype: torch.dtype = torch.float32) -> StepAwarePreferenceModel:
+        """Load a folder or hub repository that `save_pretrained` wrote, strictly.
 
-        Raises ValueError naming what is missing.
+        In half precision the sinusoids, the scale and the scores stay fp32. Raises ValueError naming what is missing.
         """
-        folder = resolve_folder(str(name))
-        for file in (CONFIG, WEIGHTS):
-            if not (folder / file).is_file():
-                raise ValueError(f"{name!s} has no {file}; a step-aware preference model has {CONFIG}, {WEIGHTS}")
+        config, options, tensors = read_folder(str(name))
         try:
-            config = CLIPConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-            tensors = load_file(folder / WEIGHTS)
-        except (ValueError, OSError, SafetensorError) as error:
-            raise ValueError(f"{name!s} holds a damaged {CONFIG} or {WEIGHTS}: {error}") from error
-        return cls._from_tensors(config, tensors, str(name))
+            with torch.device("meta"):
+                model = cls(config, **options)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{name!s} was written by another version of stepalign: {error}") from error
+        return model._filled(tensors, str(name), dtype)
 
     @classmethod
-    def from_checkpoint(cls, name: str | Path, config: CLIPConfig | None = None) -> StepAwarePreferenceModel:
+    def from_checkpoint(
+        cls, name: str | Path, config: CLIPConfig | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> StepAwarePreferenceModel:
         """Load a released checkpoint: a flat pickled dict of tensors whose names start with `model.`.
 
         `name` is a file, or owner/name/file on the hub; the config is PickScore's ViT-H/14 unless given. Float
         `position_ids` buffers are dropped; anything else that does not fit raises ValueError.
         """
-        path = Path(name).expanduser()
-        if not path.is_file():
-            path = _download(str(name))
-        try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{name!s} is damaged, or holds more than tensors: {str(error).splitlines()[0]}"
-            ) from error
-        if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-            raise ValueError(f"{name!s} is not a flat dict of tensors")
-        kept = {key.removeprefix("model."): value for key, value in tensors.items() if "position_ids" not in key}
-        return cls._from_tensors(config or vit_h_config(), kept, str(name))
-
-    @classmethod
-    def _from_tensors(cls, config: CLIPConfig, tensors: dict[str, Tensor], name: str) -> StepAwarePreferenceModel:
+        tensors = read_released(str(name))
         with torch.device("meta"):
-            model = cls(config)
-        expected = model.state_dict()
-        problems = [f"missing {key}" for key in expected.keys() - tensors.keys()]
-        problems += [f"unexpected {key}" for key in tensors.keys() - expected.keys()]
-        problems += [
-            f"{key} is {tuple(tensors[key].shape)}, not {tuple(expected[key].shape)}"
-            for key in expected.keys() & tensors.keys()
-            if tensors[key].shape != expected[key].shape
-        ]
-        if problems:
-            listed = "; ".join(sorted(problems)[:10]) + ("; ..." if len(problems) > 10 else "")
-            raise ValueError(f"{name} does not fit its config in {len(problems)} tensors: {listed}")
-        model.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-        _restore_position_ids(model)
-        return model
+            model = cls(config or vit_h_config())
+        return model._filled(tensors, str(name), dtype)
+
+    def _filled(self, tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> StepAwarePreferenceModel:
+        """This model, made on the meta device, with its tensors."""
+        check_fit(tensors, self.state_dict(), name)
+        self.load_state_dict({key: _in_precision(key, value, dtype) for key, value in tensors.items()}, assign=True)
+        for embeddings in (self.text_model.embeddings, self.vision_model.embeddings):
+            # Buffers that no checkpoint holds and the meta device left empty.
+            embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
+        return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.to_json_file(folder / CONFIG, use_diff=False)
-        tensors = {key: value.detach().to(dtype).contiguous() for key, value in self.state_dict().items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        """Write config.json and model.safetensors; in half precision the scale stays fp32."""
+        options = {"timestep_conditioning": self.timestep_conditioning, "preprocessing": self.preprocessing}
+        tensors = {
+            key: _in_precision(key, value.detach(), dtype).contiguous() for key, value in self.state_dict().items()
+        }
+        write_folder(Path(folder), self.config, options, tensors)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        tokenizer: CLIPTokenizer,
+        card: str,
+        dtype: torch.dtype = torch.float32,
+        private: bool = False,
+    ) -> str:
+        """Upload weights, tokenizer and model card to the hub and return the address; raises ValueError if refused."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            tokenizer.save_pretrained(folder)
+            write_text(Path(folder) / CARD, card)
+            return publish(Path(folder), repo_id, private=private)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in training: blocks run again for their gradients."""
+        self.gradient_checkpointing = True
+        for layer in self.text_model.encoder.layers:
+            # What transformers' switch sets, whose name changes between its versions.
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
 
     def text_features(
         self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None = None
@@ -173,17 +196,17 @@ class StepAwarePreferenceModel(nn.Module):
     def image_features(self, pixel_values: Float[Tensor, "b 3 s s"], t: Int[Tensor, " b"]) -> Float[Tensor, "b e"]:
         """Unit image embeddings at timestep t, fp32."""
         tower = self.vision_model
-        embedding = self.t_embedder(t)
+        embedding = self.t_embedder(t) if self.timestep_conditioning else None
         hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
         for layer in tower.encoder.layers:
-            parts = layer.adaLN_modulation(embedding)[:, None].chunk(6, dim=-1)
-            shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
-            normed = layer.layer_norm1(hidden) * (1 + scale_msa) + shift_msa
-            hidden = hidden + gate_msa * layer.self_attn(hidden_states=normed, attention_mask=None)[0]
-            normed = layer.layer_norm2(hidden) * (1 + scale_mlp) + shift_mlp
-            hidden = hidden + gate_mlp * layer.mlp(normed)
-        shift, scale = tower.adaLN_modulation(embedding).chunk(2, dim=-1)
-        pooled = tower.post_layernorm(hidden[:, 0]) * (1 + scale) + shift
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(_block, layer, hidden, embedding, use_reentrant=False)
+            else:
+                hidden = _block(layer, hidden, embedding)
+        pooled = tower.post_layernorm(hidden[:, 0])
+        if embedding is not None:
+            shift, scale = tower.adaLN_modulation(embedding).chunk(2, dim=-1)
+            pooled = pooled * (1 + scale) + shift
         return F.normalize(self.visual_projection(pooled).float(), dim=-1)
 
     def score(self, image_features: Float[Tensor, "b e"], text_features: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
@@ -195,7 +218,13 @@ class StepAwareJudge:
     """Judges the decoded x̂0 with an SPM at the candidates' own timestep; each distinct prompt is embedded once."""
 
     def __init__(
-        self, model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, decode: Decode, *, max_batch: int | None = None
+        self,
+        model: StepAwarePreferenceModel,
+        tokenizer: CLIPTokenizer,
+        decode: Decode,
+        *,
+        max_batch: int | None = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         check_tokenizer(tokenizer, model.config.text_config.vocab_size, "the judge")
         self.model = model.eval().requires_grad_(False)
@@ -203,11 +232,12 @@ class StepAwareJudge:
         self.decode = decode
         self.max_batch = max_batch
         """Images decoded and judged at once; None for all."""
+        self.preprocessing: Preprocessing = preprocessing or model.preprocessing
+        """The one the model was trained with unless another is asked for."""
         self.num_images = 0
         self.num_texts = 0
         self._text: dict[str, Float[Tensor, " e"]] = {}
 
-    @torch.no_grad()
     def __call__(
         self,
         x_t: Float[Tensor, "b c h w"],
@@ -215,17 +245,26 @@ class StepAwareJudge:
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
-        assert len(prompts) == len(x_0)
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
-        size = self.model.config.vision_config.image_size
-        step = self.max_batch or max(1, len(x_0))
-        features = [
-            self.model.image_features(preprocess(self.decode(x_0[i : i + step]) / 2 + 0.5, size), t[i : i + step])
-            for i in range(0, len(x_0), step)
-        ]
         self.num_images += len(x_0)
-        return self.model.score(torch.cat(features), torch.stack([self._text[prompt] for prompt in prompts]))
+        return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
+    def gradient(
+        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
+        """The scores of clean samples and their gradients with respect to them."""
+        self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
+        self.num_images += len(x_0)
+        return decoded_gradients(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+
+    def _score(
+        self, images: Float[Tensor, "b 3 hh ww"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> Float[Tensor, " b"]:
+        pixels = preprocess(images / 2 + 0.5, self.model.config.vision_config.image_size, order=self.preprocessing)
+        text = torch.stack([self._text[prompt] for prompt in prompts])
+        return self.model.score(self.model.image_features(pixels, t), text)
+
+    @torch.no_grad()
     def _embed(self, prompts: list[str]) -> None:
         if not prompts:
             return
@@ -234,25 +273,27 @@ class StepAwareJudge:
         self.num_texts += len(prompts)
 
 
-def vit_h_config() -> CLIPConfig:
-    """CLIP ViT-H/14 as PickScore_v1 and the released step-aware preference models have it."""
-    common = {"num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 1024}
-    text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "eos_token_id": 2}
-    vision = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
-    return CLIPConfig(text_config={**common, **text}, vision_config={**common, **vision}, projection_dim=1024)
+def _modulation(width: int, num: int) -> nn.Sequential:
+    """`num` vectors from a timestep's embedding, all 0 until trained."""
+    linear = nn.Linear(width, num * width)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.SiLU(), linear)
 
 
-def _download(name: str) -> Path:
-    parts = name.split("/")
-    if len(parts) != 3:
-        raise ValueError(f"there is no file {name!r}, and it is not owner/name/file on the hub")
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
-    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(f"{name!r} is no local file, and the hub cannot be reached or does not have it") from error
+def _block(layer: Any, hidden: Float[Tensor, "b n d"], embedding: Float[Tensor, "b d"] | None) -> Tensor:
+    """One block of the vision tower, modulated by the timestep's embedding if there is one."""
+    if embedding is None:
+        hidden = hidden + layer.self_attn(hidden_states=layer.layer_norm1(hidden), attention_mask=None)[0]
+        return hidden + layer.mlp(layer.layer_norm2(hidden))
+    parts = layer.adaLN_modulation(embedding)[:, None].chunk(6, dim=-1)
+    shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = parts
+    normed = layer.layer_norm1(hidden) * (1 + scale_msa) + shift_msa
+    hidden = hidden + gate_msa * layer.self_attn(hidden_states=normed, attention_mask=None)[0]
+    normed = layer.layer_norm2(hidden) * (1 + scale_mlp) + shift_mlp
+    return hidden + gate_mlp * layer.mlp(normed)
 
 
-def _restore_position_ids(model: StepAwarePreferenceModel) -> None:
-    """Give the towers the position buffers that no checkpoint holds and the meta device left empty."""
-    for embeddings in (model.text_model.embeddings, model.vision_model.embeddings):
-        embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
+def _in_precision(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in a dtype; the scale, whose exponential multiplies every score, in fp32."""
+    return tensor.to(torch.float32 if name == "logit_scale" else dtype)

@@ -8,6 +8,12 @@ unclipped,
 because both compare eps with targets T = base − g_t sqrt(1 − abar_t) z whose base cancels between the two. The mean
 is over c, h, w (the papers print a sum; beta = 10 belongs to the mean).
 
+Where the two candidates left different parents (MSPO, SPO section 4.5) nothing cancels: with delta, eps and base at
+each one's own parent the loss is softplus(−beta (r⁺ − r⁻)) of the log-ratios
+
+    r = −a_t mean[(eps_theta − T)² − (eps_ref − T)²] = −a_t mean[delta ⊙ (eps_theta + eps_ref − 2 base)]
+        − kappa_t mean[delta ⊙ z],           one loss for every pair of transitions at the same t.
+
     method      a_t                    g_t
     SPO         A(t) = c_t²/(2 σ_t²)   B(t) = σ_t / (c_t sqrt(1 − abar_t)),     so kappa_t = c_t / σ_t
     GradSPO     1                      gamma
@@ -30,7 +36,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepalign.batch import StepComparisons
+from stepalign.batch import Conditioning, StepComparisons
 from stepalign.config import require
 from stepalign.protocols import Metrics, Policy, Sampler
 
@@ -57,7 +63,8 @@ class Stepwise:
     radius: float = 0.309
     """Limit of rms(delta) for "rms"; sqrt(ln 1.1) = .309 is where "clamp" with clip = .1 stops GradSPO."""
     noise: Literal["max-min", "separate"] = "max-min"
-    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell."""
+    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell; where
+    there are two parents each keeps its own."""
 
     def __post_init__(self) -> None:
         for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius)):
@@ -65,35 +72,39 @@ class Stepwise:
         require(0 < self.clip < 1, "objective.clip", self.clip, "between 0 and 1")
 
     def __call__(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> tuple[Float[Tensor, " b"], Metrics]:
-        """One loss per comparison and its metrics: margin, accuracy, rms_delta, outside."""
-        if batch.x_t.shape[1] != 1:
-            raise ValueError("the stepwise loss compares two ways to leave one x_t; this batch has two parents each")
-        x_t, t = batch.x_t[:, 0], batch.t
+        """One loss per comparison and its metrics: margin, accuracy, rms_delta, outside.
+
+        Of two parents' rms_delta the larger counts.
+        """
+        p = batch.x_t.shape[1]
+        x_t, t, cond = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(p), batch.cond.tile(p)
         with torch.no_grad():
-            eps_ref = sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="reference"), x_t, t)
-            base = self._base(policy, sampler, batch)
-        eps = sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="policy"), x_t, t)
+            eps_ref = sampler.predict_eps(policy.predict(x_t, t, cond, role="reference"), x_t, t)
+            base = self._base(policy, sampler, batch, x_t, t, cond)
+        eps = sampler.predict_eps(policy.predict(x_t, t, cond, role="policy"), x_t, t)
 
         noise = batch.noise
-        if self.noise == "max-min":
+        if self.noise == "max-min" and p == 1:
             half = (noise[:, 0] - noise[:, 1]) / 2
             noise = torch.stack([half, -half], 1)
         delta = eps - eps_ref.detach()
-        weight = target_weight(self.weighting, sampler, t).to(delta)[:, None]
-        step = self.guidance_step(sampler, t).to(delta)[:, None]
-        log_ratio = -2 * weight * step * (delta[:, None] * noise).mean((2, 3, 4))
+        weight = target_weight(self.weighting, sampler, batch.t).to(delta)[:, None]
+        step = self.guidance_step(sampler, batch.t).to(delta)[:, None]
+        log_ratio = -2 * weight * step * (delta.unflatten(0, (-1, p)) * noise).mean((2, 3, 4))
         if base is not None:
-            quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3))
-            log_ratio = clamp_log_ratio(log_ratio - weight * quadratic[:, None], self.clip)
+            quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3)).unflatten(0, (-1, p))
+            log_ratio = log_ratio - weight * quadratic
+        if self.trust_region == "clamp":
+            log_ratio = clamp_log_ratio(log_ratio, self.clip)
         margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])
         loss = F.softplus(-margin)
 
-        rms_delta = delta.detach().square().mean((1, 2, 3)).sqrt()
-        if base is None:
-            outside = rms_delta > self.radius
-        else:
+        rms_delta = delta.detach().square().mean((1, 2, 3)).sqrt().unflatten(0, (-1, p)).amax(1)
+        if self.trust_region == "clamp":
             low, high = clip_limits(self.clip)
             outside = ((log_ratio.detach() <= low) | (log_ratio.detach() >= high)).all(1)
+        else:
+            outside = rms_delta > self.radius
         if self.trust_region == "rms":
             loss = torch.where(outside, loss.detach(), loss)
         metrics = {
@@ -114,14 +125,24 @@ class Stepwise:
         """kappa_t, in float64: the whole weight of a timestep in the unclipped loss."""
         return 2 * target_weight(self.weighting, sampler, t) * self.guidance_step(sampler, t)
 
-    def _base(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> Float[Tensor, "b c h w"] | None:
-        """What the clamp's targets start from: the average's prediction (GradSPO) or the one sampled with (SPO)."""
-        if self.trust_region != "clamp":
+    def _base(
+        self,
+        policy: Policy,
+        sampler: Sampler,
+        batch: StepComparisons,
+        x_t: Float[Tensor, "n c h w"],
+        t: Int[Tensor, " n"],
+        cond: Conditioning,
+    ) -> Float[Tensor, "n c h w"] | None:
+        """What the targets at n parents start from, where it does not cancel: under the clamp, and for two parents.
+
+        GradSPO's clamp takes the average's prediction, all else the one that was sampled with.
+        """
+        if self.trust_region != "clamp" and batch.x_t.shape[1] == 1:
             return None
-        x_t, t = batch.x_t[:, 0], batch.t
-        if self.weighting == "spo":
-            return sampler.predict_eps(batch.prediction[:, 0], x_t, t)
-        return sampler.predict_eps(policy.predict(x_t, t, batch.cond, role="ema"), x_t, t)
+        if self.trust_region != "clamp" or self.weighting == "spo":
+            return sampler.predict_eps(batch.prediction.flatten(0, 1), x_t, t)
+        return sampler.predict_eps(policy.predict(x_t, t, cond, role="ema"), x_t, t)
 
 
 SPO = Stepwise(weighting="spo", trust_region="clamp", noise="separate")
