@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import stepalign
 from stepalign.cli import main
-from stepalign.config import parse_flags
+from stepalign.config import change, parse_flags
 from stepalign.job import Silence
-from stepalign.recipes import RECIPES, Recipe, change, load_recipe
+from stepalign.recipes import RECIPES, Recipe, load_recipe
 from stepalign.train import Trainer
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"

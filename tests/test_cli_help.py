@@ -31,7 +31,7 @@ def test_env_prints_versions_and_devices(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "--help")
-    assert all(command in text for command in ("demo", "train", "env"))
+    assert all(command in text for command in ("demo", "train", "train-judge", "push-judge", "convert-judge", "env"))
 
 
 def test_train_help_names_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +45,7 @@ def test_a_recipes_help_shows_every_field_with_its_meaning(capsys: pytest.Captur
     assert "--training.learning" in text
     assert "--branching.num" in text
     assert "Rank of the adapter on every attention projection" in text
-    assert "Classifier-free guidance, in sampling and in training." in text
+    assert "Classifier-free guidance, wherever the model predicts." in text
     assert "Half-width of" in text
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
 from stepalign.cli import main
@@ -31,7 +32,8 @@ def test_a_converted_judge_is_the_released_one(
     converted = load_file(tmp_path / "folder/model.safetensors")
     original = load_file(tiny_spm_folder / "model.safetensors")
     assert converted.keys() == original.keys()
-    assert all(torch.equal(converted[name], original[name].to(kept)) for name in original)
+    assert torch.equal(converted.pop("logit_scale"), original["logit_scale"])  # fp32 in either file
+    assert all(torch.equal(tensor, original[name].to(kept)) for name, tensor in converted.items())
     StepAwarePreferenceModel.from_pretrained(tmp_path / "folder")
     assert (tmp_path / "folder/tokenizer.json").is_file()
 
@@ -54,3 +56,38 @@ def test_a_checkpoint_of_other_sizes_is_refused_before_anything_is_written(
     assert line.startswith("stepalign: ")
     assert "does not fit its config" in line
     assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.parametrize("missing", ["--tokenizer", "--config"])
+def test_a_tokenizer_or_config_that_is_not_there_is_refused_before_anything_is_written(
+    released: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str
+) -> None:
+    """transformers makes a tokenizer without words of an empty folder."""
+    (tmp_path / "empty").mkdir()
+    released[released.index(missing) + 1] = str(tmp_path / "empty")
+    assert main(["convert-judge", *released]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("stepalign: ")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_checkpoint_on_the_hub_is_named_owner_name_file(
+    released: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, asked = released[0], []
+    monkeypatch.setattr("stepalign.judges.spm_files.hf_hub_download", lambda *words: asked.append(words) or local)
+    assert main(["convert-judge", "owner/name/spm.bin", *released[1:]]) == 0
+    assert asked == [("owner/name", "spm.bin")]
+    assert (tmp_path / "folder/model.safetensors").is_file()
+
+
+def test_a_hub_that_does_not_answer_is_one_line(
+    released: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: str) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("stepalign.judges.spm_files.hf_hub_download", refuse)
+    assert main(["convert-judge", "owner/name/spm.bin", *released[1:]]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'owner/name/spm.bin' is no local file, and the hub cannot be reached" in line

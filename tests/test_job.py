@@ -13,8 +13,9 @@ from worlds import assert_same
 
 import stepalign
 from stepalign.assemble import assemble
-from stepalign.checkpoint import load_state
-from stepalign.recipes import Recipe, change, load_recipe
+from stepalign.checkpoint import RunState, load_state
+from stepalign.config import change
+from stepalign.recipes import Recipe, load_recipe
 from stepalign.rollout import sample
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
@@ -62,7 +63,7 @@ def test_the_summary_returned_is_the_one_written(run_of: Runs) -> None:
 def test_the_exported_adapter_is_the_one_asked_for(which: str, run_of: Runs) -> None:
     output, _ = run_of[which]
     exported = load_file(output / "adapter/pytorch_lora_weights.safetensors")
-    trained = getattr(load_state(output / "checkpoint.pt"), which)
+    trained = getattr(load_state(output / "checkpoint.pt", RunState), which)
     assert_same(exported, {f"unet.{name}": tensor for name, tensor in trained.items()})
 
 
@@ -77,7 +78,7 @@ def test_the_scores_are_of_samples_of_base_and_trained_model_from_the_same_seeds
     which: str, recipe: Recipe, run_of: Runs
 ) -> None:
     output, summary = run_of[which]
-    parts, state = assemble(recipe), load_state(output / "checkpoint.pt")
+    parts, state = assemble(recipe), load_state(output / "checkpoint.pt", RunState)
     parts.policy.load(adapter=state.adapter, ema=state.ema)
     for name, role in (("base", "reference"), ("aligned", ROLES[which])):
         noise = PromptNoise([generator_for(0, Purpose.EVALUATION, row) for row in range(3)])

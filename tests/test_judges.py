@@ -10,11 +10,14 @@ from conftest import normal
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
+from stepalign.assemble import assemble
 from stepalign.clip import preprocess, tokenize
+from stepalign.config import change
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.metrics.pickscore import PickScore
-from stepalign.protocols import Judge, Metric
+from stepalign.protocols import Judge, Metric, Preprocessing
+from stepalign.recipes import load_recipe
 
 PROMPTS = ["a red ring", "a dot", "a red ring", "two blue squares", "a dot"]
 T = torch.tensor([701, 501, 251, 1, 0])
@@ -59,6 +62,48 @@ def test_the_judges_score_is_the_models_on_the_decoded_image_at_its_timestep(
         text = model.text_features(tokenize(tokenizer, model.config, [prompt]))
         expected = model.score(model.image_features(pixels[i : i + 1], T[i : i + 1]), text)
         assert scores[i].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kept", "asked", "used"),
+    [
+        ("clamp-first", None, "clamp-first"),
+        ("resize-first", None, "resize-first"),
+        ("resize-first", "clamp-first", "clamp-first"),
+        ("clamp-first", "resize-first", "resize-first"),
+    ],
+)
+def test_pictures_are_prepared_as_the_model_was_trained_unless_another_way_is_asked_for(
+    tiny_clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    decode: Decoder,
+    kept: Preprocessing,
+    asked: Preprocessing | None,
+    used: Preprocessing,
+) -> None:
+    """Of 48 pixels a side and far outside of [-1, 1], so that the orders differ."""
+    model = StepAwarePreferenceModel.from_clip(tiny_clip, preprocessing=kept)
+    x_0 = normal(5, 3, 48, 48, dtype=torch.float32)
+    scores = judged(StepAwareJudge(model, tokenizer, decode, preprocessing=asked), x_0)
+    text = model.text_features(tokenize(tokenizer, model.config, PROMPTS))
+    one, other = (
+        model.score(model.image_features(preprocess(x_0 / 2 + 0.5, 32, order=order), T), text)
+        for order in (used, *({"clamp-first", "resize-first"} - {used}))
+    )
+    torch.testing.assert_close(scores, one, rtol=0, atol=1e-5)
+    assert (scores - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("asked", "used"), [(None, "resize-first"), ("clamp-first", "clamp-first")])
+def test_a_recipe_asks_for_a_preprocessing_or_leaves_it_to_the_judge(
+    tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path, asked: str | None, used: str
+) -> None:
+    StepAwarePreferenceModel.from_clip(tiny_clip, preprocessing="resize-first").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    changes = {"judge": {"path": str(tmp_path), "preprocessing": asked}}
+    judge = assemble(change(load_recipe("gradspo-miniature"), changes)).judge
+    assert isinstance(judge, StepAwareJudge)
+    assert judge.preprocessing == used
 
 
 def test_the_judge_sees_the_timestep(
@@ -137,6 +182,20 @@ def test_pickscore_loads_from_a_folder_and_embeds_each_prompt_once(
         scores = metric(images, PROMPTS)
     assert metric.num_texts == 3
     torch.testing.assert_close(scores, PickScore(tiny_clip, tokenizer)(images, PROMPTS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_pickscore_in_half_precision_keeps_its_scale_and_scores_in_fp32(
+    tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tiny_clip.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    metric, images = PickScore.from_pretrained(str(tmp_path), dtype=dtype), normal(5, 3, 40, 48, dtype=torch.float32)
+    assert torch.equal(metric.model.logit_scale, tiny_clip.logit_scale)
+    assert metric.model.visual_projection.weight.dtype == dtype
+    scores = metric(images, PROMPTS)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, PickScore(tiny_clip, tokenizer)(images, PROMPTS), rtol=0, atol=0.1)
 
 
 def test_an_untrained_judge_scores_as_pickscore_does(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from stepalign.prompts import PromptStream, load_prompts
+from stepalign.seeding import EpochOrder, Purpose
 
 
 def written(folder: Path, name: str, text: str) -> Path:
@@ -119,3 +120,27 @@ def test_the_order_does_not_depend_on_what_was_read_before() -> None:
 def test_a_stream_of_no_prompts_is_refused() -> None:
     with pytest.raises(ValueError, match="prompts: none were given"):
         PromptStream([], seed=0)
+
+
+def test_an_order_of_rows_is_an_endless_row_of_epochs_that_seed_and_purpose_decide() -> None:
+    """The ninth epoch of seven rows is the same whether others were asked for before or not."""
+    order = EpochOrder(7, seed=0, purpose=Purpose.JUDGE_ORDER)
+    epochs = [[order[position] for position in range(start, start + 7)] for start in range(0, 63, 7)]
+    assert all(sorted(rows) == list(range(7)) for rows in epochs)
+    assert len({tuple(rows) for rows in epochs}) > 7
+    jumping = EpochOrder(7, seed=0, purpose=Purpose.JUDGE_ORDER)
+    assert [jumping[position] for position in (56, 3, 62, 0)] == [
+        epochs[8][0],
+        epochs[0][3],
+        epochs[8][6],
+        epochs[0][0],
+    ]
+    for seed, purpose in ((1, Purpose.JUDGE_ORDER), (0, Purpose.PROMPT_ORDER)):
+        other = EpochOrder(7, seed=seed, purpose=purpose)
+        assert [[other[position] for position in range(start, start + 7)] for start in range(0, 63, 7)] != epochs
+
+
+def test_prompts_come_in_the_order_of_their_rows() -> None:
+    order = EpochOrder(20, seed=5, purpose=Purpose.PROMPT_ORDER)
+    stream = PromptStream([str(number) for number in range(20)], seed=5)
+    assert [stream[position] for position in range(45)] == [str(order[position]) for position in range(45)]

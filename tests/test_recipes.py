@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from stepalign.config import to_plain
+from stepalign.config import change, to_plain, to_yaml
 from stepalign.objectives.stepwise import GRADSPO, SPO
 from stepalign.policy import ATTENTION_PROJECTIONS
-from stepalign.recipes import RECIPES, Recipe, change, load_recipe, to_yaml, with_absolute_paths
+from stepalign.recipes import RECIPES, Recipe, load_recipe, with_absolute_paths
 
 PAPERS = ("gradspo-sd15", "spo-sd15")
 
@@ -26,8 +26,9 @@ def written(folder: Path, text: str) -> str:
 # The named recipes
 
 
-def test_four_recipes_are_named_after_themselves() -> None:
-    assert sorted(RECIPES) == ["gradspo-miniature", "gradspo-sd15", "spo-miniature", "spo-sd15"]
+def test_six_recipes_are_named_after_themselves() -> None:
+    names = [f"{method}-{base}" for method in ("gradspo", "spo") for base in ("miniature", "sd15", "sdxl")]
+    assert sorted(RECIPES) == names
     assert all(load_recipe(name).name == name for name in RECIPES)
 
 
@@ -50,6 +51,20 @@ def test_the_papers_settings_for_stable_diffusion_15(name: str) -> None:
     assert recipe.judge.kind == "spm"
     assert (recipe.objective.beta, recipe.objective.clip, recipe.objective.gamma) == (10.0, 0.1, 0.5)
     assert recipe.objective.trust_region == "clamp"
+
+
+@pytest.mark.parametrize("name", ["gradspo-sdxl", "spo-sdxl"])
+def test_the_papers_settings_for_sdxl(name: str) -> None:
+    recipe = load_recipe(name)
+    training = recipe.training
+    assert (recipe.model, recipe.lora_rank) == ("stabilityai/stable-diffusion-xl-base-1.0", 64)
+    assert (recipe.base.guidance_scale, recipe.base.num_steps, recipe.base.eta) == (5.0, 20, 1.0)
+    assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-5, 1e-4, None)
+    assert (training.comparisons_per_update, training.min_gap, training.ema_decay) == (16, 0.4, 0.9)
+    assert training.num_rounds * training.prompts_per_round == 10 * 4000
+    assert (recipe.branching.num_candidates, recipe.branching.timestep_range) == (4, (0, 750))
+    assert recipe.judge.path.endswith("/sdxl_step-aware_preference_model.bin")
+    assert (recipe.objective.beta, recipe.objective.clip, recipe.objective.gamma) == (10.0, 0.1, 0.5)
 
 
 def test_gradspo_samples_with_the_average_and_spo_with_the_policy() -> None:

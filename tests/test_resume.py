@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from stepalign.checkpoint import load_state
+from stepalign.checkpoint import RunState, load_state
 
 COMMAND = (
     *(sys.executable, "-m", "stepalign.cli", "train", "gradspo-miniature"),
@@ -35,14 +35,14 @@ def test_a_killed_run_given_again_ends_bit_identical_to_one_left_alone(tmp_path:
         time.sleep(0.01)
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
-    assert 1 <= load_state(killed / "checkpoint.pt").num_rounds < 4
+    assert 1 <= load_state(killed / "checkpoint.pt", RunState).num_rounds < 4
     assert not (killed / "summary.json").exists()
 
     assert start(killed).wait(timeout=120) == 0
     assert undisturbed.wait(timeout=120) == 0
     for name in COMPARED:
         assert (killed / name).read_bytes() == (alone / name).read_bytes()
-    states = [load_state(run / "checkpoint.pt") for run in (alone, killed)]
+    states = [load_state(run / "checkpoint.pt", RunState) for run in (alone, killed)]
     assert states[0].num_updates == states[1].num_updates == 12
     for name in ("adapter", "ema"):
         first, second = (getattr(state, name) for state in states)

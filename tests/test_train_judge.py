@@ -1,291 +1,203 @@
-"""Training the judge: its loss by hand, what the base model shows it, and that it learns."""
+"""A step of the judge's training: its loss by hand, its gradient by one plain forward pass, its rate, its refusals."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
-from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import normal
+from judge_world import LATENT_SHAPE, Base, bright_or_dark, gradients_of_a_step, make_scorer, make_trainer, ready
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from worlds import make_sampler
 
-from stepalign.batch import Conditioning, ImagePairs
 from stepalign.clip import preprocess, tokenize
-from stepalign.judges.spm import StepAwarePreferenceModel
-from stepalign.sampler import DDIM
-from stepalign.train_judge import (
-    FrozenBase,
-    JudgeTraining,
-    linear_schedule,
-    pair_accuracy,
-    preference_loss,
-    score_pairs,
-    train_judge,
-)
+from stepalign.data.prepared import PreparedPairs
+from stepalign.judges.pairs import JudgeScorer
+from stepalign.seeding import EpochOrder, PromptNoise, Purpose, generator_for
+from stepalign.train_judge import JudgeTraining, linear_schedule, preference_losses
 
 
-class Denoiser(torch.nn.Module):
-    """A base model without noise to remove, x̂0 = x_t / sqrt(abar) · number, that keeps what it was shown."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.number = torch.nn.Parameter(torch.zeros(()))
-        self.shown: list[tuple[Tensor, Tensor, Conditioning]] = []
-
-    def forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        self.shown.append((x_t, t, cond))
-        return self.number * x_t
-
-
-@pytest.fixture
-def denoiser() -> Denoiser:
-    return Denoiser()
-
-
-@pytest.fixture
-def base(denoiser: Denoiser, sampler: DDIM) -> FrozenBase:
-    """Latents are pictures, and a prompt's embedding is its length."""
-
-    def encode(prompts: list[str]) -> Conditioning:
-        return Conditioning(torch.tensor([float(len(prompt)) for prompt in prompts])[:, None, None])
-
-    return FrozenBase(encode, lambda images: images, lambda x_0: x_0, denoiser, sampler)
-
-
-@pytest.fixture
-def model(tiny_clip: CLIPModel) -> StepAwarePreferenceModel:
-    torch.manual_seed(0)
-    return StepAwarePreferenceModel.from_clip(tiny_clip)
-
-
-def pairs_of(images: Tensor, label: Tensor | None = None, prompts: list[str] | None = None) -> ImagePairs:
-    b = len(images)
-    label = torch.ones(b) if label is None else label
-    return ImagePairs(prompts or ["a dot"] * b, images, label, torch.ones(b))
-
-
-def bright_or_dark(num: int, seed: int) -> ImagePairs:
-    """A bright and a dark picture in either order; people prefer the bright one, and every fifth pair is a tie."""
-    label = (normal(num, seed=seed) > 0).float()
-    signs = torch.stack([2 * label - 1, 1 - 2 * label], 1)[:, :, None, None, None]
-    images = 0.5 * signs + 0.1 * normal(num, 2, 3, 32, 32, seed=seed + 1, dtype=torch.float32)
-    return pairs_of(images, torch.where(torch.arange(num) % 5 == 0, 0.5, label))
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PreparedPairs:
+    return ready(tmp_path_factory.mktemp("pairs"), bright_or_dark(12))
 
 
 def column(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+# The loss
+
+
 @pytest.mark.parametrize(
-    ("scores", "label", "loss"), [((1, 0), 1, 0.3133), ((1, 0), 0, 1.3133), ((1, 0), 0.5, 0.1201), ((2, 2), 0.5, 0.0)]
+    ("scores", "label", "loss"),
+    [
+        *(((1, 0), 1, 0.3133), ((1, 0), 0, 1.3133), ((0, 1), 1, 1.3133), ((0, 1), 0, 0.3133)),
+        *(((1, 0), 0.5, 0.1201), ((0, 1), 0.5, 0.1201), ((2, 2), 0.5, 0.0), ((2, 2), 1, 0.6931), ((2, 2), 0, 0.6931)),
+    ],
 )
 def test_the_loss_by_hand(scores: tuple[float, float], label: float, loss: float) -> None:
-    """-ln σ(1) = .3133, -ln σ(-1) = 1.3133; a tie: their mean .8133 less ln 2 = .6931 is .1201, and 0 when equal."""
-    assert preference_loss(column(*scores)[None], column(label), column(1)).item() == pytest.approx(loss, abs=5e-5)
+    """-ln sigma(1) = .3133, -ln sigma(-1) = 1.3133; a tie: their mean .8133 less ln 2 = .6931; equal scores: ln 2."""
+    found = preference_losses(column(*scores)[None], column(label))
+    assert found.tolist() == pytest.approx([loss], abs=5e-5)
+
+
+def test_every_pair_has_a_loss_of_its_own() -> None:
+    """The cross-entropy of the label under sigma(gap); the entropy of a tie, ln 2, is taken off."""
+    scores, label = normal(6, 2), column(1, 0, 0.5, 1, 0, 0.5)
+    expected = F.binary_cross_entropy_with_logits(scores[:, 0] - scores[:, 1], label, reduction="none")
+    expected = expected - math.log(2) * (label == 0.5).double()
+    torch.testing.assert_close(preference_losses(scores, label), expected, rtol=0, atol=1e-9)
+
+
+def test_the_loss_does_not_depend_on_which_image_comes_first() -> None:
+    scores, label = normal(6, 2), column(1, 0, 0.5, 1, 0, 1)
+    swapped = preference_losses(scores.flip(1), 1 - label)
+    torch.testing.assert_close(swapped, preference_losses(scores, label), rtol=0, atol=1e-12)
 
 
 def test_a_tie_is_at_its_optimum_when_the_scores_are_equal() -> None:
     scores = column(22.3, 22.3)[None].requires_grad_()
-    preference_loss(scores, column(0.5), column(1)).backward()
+    preference_losses(scores, column(0.5)).sum().backward()
     assert scores.grad.tolist() == [[0, 0]]
+    gaps = torch.stack([torch.linspace(-3, 3, 61), torch.zeros(61)], 1).double()
+    losses = preference_losses(gaps, torch.full((61,), 0.5, dtype=torch.float64))
+    assert losses.argmin() == 30
+    assert losses.min().item() == pytest.approx(0, abs=1e-12)
 
 
-def test_a_pair_counts_by_its_weight() -> None:
-    """(3 · .3133 + 1 · 1.3133) / 4 = .5633."""
-    scores = torch.stack([column(1, 0), column(0, 1)])
-    assert preference_loss(scores, column(1, 1), column(3, 1)).item() == pytest.approx(0.5633, abs=5e-5)
+# Its gradient over a batch
 
 
-def test_the_loss_of_a_split_batch_sums_to_that_of_the_whole() -> None:
-    """Each part's weighted mean times its share of the weights: 6/21 and 15/21."""
-    scores, label, weight = normal(6, 2), column(1, 0, 0.5, 1, 0, 1), column(1, 2, 3, 4, 5, 6)
-    parts = [preference_loss(scores[part], label[part], weight[part]) for part in (slice(3), slice(3, 6))]
-    whole = preference_loss(scores, label, weight).item()
-    assert (parts[0] * 6 / 21 + parts[1] * 15 / 21).item() == pytest.approx(whole, abs=1e-12)
+def plain_loss(scorer: JudgeScorer, pairs: PreparedPairs, positions: range, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """sum(w loss) / sum(w) and the gaps of the scores, the whole batch in one pass, every prompt embedded anew."""
+    order = EpochOrder(len(pairs), seed=seed, purpose=Purpose.JUDGE_ORDER)
+    batch = pairs.take([order[position] for position in positions])
+    draws = PromptNoise([generator_for(seed, Purpose.JUDGE_TRAINING, position) for position in positions])
+    t, noise = draws.choice(1000), draws.normal(*LATENT_SHAPE)
+    abar = make_sampler().alpha_bar(t)[:, None, None, None, None]
+    x_0 = (batch.latents + ((1 - abar) / abar).sqrt() * noise[:, None]).flatten(0, 1).float()
+    model = scorer.model
+    images = model.image_features(preprocess(x_0 / 2 + 0.5, 32), t.repeat_interleave(2))
+    text = model.text_features(tokenize(scorer.tokenizer, model.config, batch.prompts))
+    scores = model.score(images, text.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
+    gap, label = scores[:, 0] - scores[:, 1], batch.label
+    losses = -label * F.logsigmoid(gap) - (1 - label) * F.logsigmoid(-gap) - math.log(2) * (label == 0.5).double()
+    return (batch.weight * losses).sum() / batch.weight.sum(), gap * (label - 0.5).sign()
 
 
-def test_the_loss_does_not_depend_on_which_image_comes_first() -> None:
-    scores, label, weight = normal(6, 2), column(1, 0, 0.5, 1, 0, 1), column(1, 2, 3, 4, 5, 6)
-    swapped = preference_loss(scores.flip(1), 1 - label, weight)
-    assert swapped.item() == pytest.approx(preference_loss(scores, label, weight).item(), abs=1e-12)
-
-
-def test_both_images_of_a_pair_get_one_noise_and_every_pair_its_own(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser, sampler: DDIM
+@pytest.mark.parametrize("micro_batch", [1, 2, 5, 8])
+def test_loss_and_gradient_are_those_of_the_whole_batch(
+    pairs: PreparedPairs, tiny_spm_folder: Path, micro_batch: int
 ) -> None:
-    """x_t - sqrt(abar) x_0 = sqrt(1 - abar) noise, of unit variance after division."""
-    images = normal(3, 2, 3, 32, 32, dtype=torch.float32)
-    t = torch.tensor([0, 501, 999])
-    score_pairs(model, tokenizer, base, pairs_of(images), t, torch.Generator().manual_seed(0))
-    ((x_t, seen, _),) = denoiser.shown
-    assert seen.tolist() == [0, 0, 501, 501, 999, 999]
-    abar = sampler.alpha_bar(t)[:, None, None, None, None].float()
-    noise = (x_t.unflatten(0, (3, 2)) - abar.sqrt() * images) / (1 - abar).sqrt()
-    torch.testing.assert_close(noise[:, 0], noise[:, 1], rtol=0, atol=1e-3)
-    assert (noise[0, 0] - noise[1, 0]).square().mean().item() == pytest.approx(2, rel=0.1)
-    assert noise.square().mean().item() == pytest.approx(1, rel=0.1)
+    """Pairs weigh from 1/4 to 1, prompts repeat, and the batch is the second, across the end of an epoch of eight."""
+    few = pairs.select(list(range(8)))
+    scorer = make_scorer(tiny_spm_folder, dtype=torch.float64)
+    trainer = make_trainer(scorer, few, micro_batch=micro_batch)
+    trainer.num_steps = 1
+    row, gradients = gradients_of_a_step(trainer)
+
+    plain = make_scorer(tiny_spm_folder, dtype=torch.float64)
+    loss, _ = plain_loss(plain, few, range(5, 10))
+    loss.backward()
+    assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    expected = {name: parameter.grad for name, parameter in plain.model.named_parameters()}
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-6)
+    norm = torch.nn.utils.get_total_norm(list(expected.values())).item()
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
-def test_each_image_is_denoised_under_its_own_prompt(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser
-) -> None:
-    pairs = pairs_of(normal(3, 2, 3, 32, 32, dtype=torch.float32), prompts=["a dot", "a red ring", "a dot"])
-    score_pairs(model, tokenizer, base, pairs, torch.tensor([1, 2, 3]), torch.Generator().manual_seed(0))
-    assert denoiser.shown[0][2].tokens.flatten().tolist() == [5, 5, 10, 10, 5, 5]
-
-
-def test_a_pairs_scores_are_those_of_its_images_its_prompt_and_its_timestep(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser, sampler: DDIM
-) -> None:
-    """Each image's alone, from x̂0 = x_t / sqrt(abar); the modulations are random, so that the timestep tells."""
-    for layer in model.vision_model.encoder.layers:
-        torch.nn.init.normal_(layer.adaLN_modulation[1].weight)
-    prompts, t = ["a dot", "a red ring", "a dot"], torch.tensor([0, 501, 951])
-    pairs = pairs_of(normal(3, 2, 3, 32, 32, dtype=torch.float32), prompts=prompts)
-    with torch.no_grad():
-        scores = score_pairs(model, tokenizer, base, pairs, t, torch.Generator().manual_seed(0))
-        ((x_t, _, _),) = denoiser.shown
-        for i, j in product(range(3), range(2)):
-            x_0 = x_t[2 * i + j] / sampler.alpha_bar(t)[i].sqrt()
-            image = model.image_features(preprocess(x_0[None] / 2 + 0.5, 32), t[i : i + 1])
-            text = model.text_features(tokenize(tokenizer, model.config, prompts[i : i + 1]))
-            assert scores[i, j].item() == pytest.approx(model.score(image, text).item(), abs=1e-4)
-
-
-def test_gradients_reach_every_part_of_the_judge_and_not_the_base(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser
-) -> None:
-    model.requires_grad_(True)
-    pairs = bright_or_dark(4, 0)
-    scores = score_pairs(model, tokenizer, base, pairs, torch.full((4,), 251), torch.Generator().manual_seed(0))
-    preference_loss(scores, pairs.label, pairs.weight).backward()
-    assert denoiser.number.grad is None
-    for part in (
-        "logit_scale",
-        "text_projection.weight",
-        "visual_projection.weight",
-        "vision_model.embeddings.class_embedding",
-    ):
-        assert model.get_parameter(part).grad.any()
-    for layer in model.vision_model.encoder.layers:
-        assert layer.adaLN_modulation[1].weight.grad.any()
-
-
-def trained(model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, steps: int = 60) -> float:
-    config = JudgeTraining(num_steps=steps, learning_rate=3e-3, num_warmup_steps=5, weight_decay=0.01)
-    return train_judge(model, tokenizer, base=base, draw=lambda step: bright_or_dark(16, 10 + 2 * step), config=config)
-
-
-def test_training_teaches_a_plain_preference(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase
-) -> None:
-    held_out = [bright_or_dark(50, 10_000), bright_or_dark(50, 10_002)]
-
-    def accuracy(t: int) -> float:
-        right, total = pair_accuracy(model, tokenizer, base=base, batches=held_out, timestep=t, seed=0)
-        assert total == 80
-        return right / total
-
-    before = accuracy(251)
-    loss = trained(model, tokenizer, base)
-    assert before < 0.8
-    assert accuracy(251) > 0.95
-    assert loss < math.log(2)
-
-
-def test_a_trained_judge_is_frozen_and_its_base_untouched(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser
-) -> None:
-    trained(model, tokenizer, base, steps=2)
-    assert not model.training
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert denoiser.number.grad is None
-    assert all(t.min() >= 0 and t.max() <= 999 for _, t, _ in denoiser.shown)
-
-
-def test_the_seed_decides_training_whatever_was_drawn_before(
-    tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, base: FrozenBase
-) -> None:
-    results = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        model = StepAwarePreferenceModel.from_clip(tiny_clip)
-        torch.manual_seed(len(results))
-        trained(model, tokenizer, base, steps=3)
-        results.append(model.state_dict())
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
-
-
-def test_every_step_has_its_rate_and_a_clipped_gradient(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps of warm-up, then down from 1 to 0 at the fifth: .5, 1, 1, 2/3, 1/3."""
-    seen, step = [], torch.optim.AdamW.step
-
-    def recorded(self: torch.optim.AdamW, *arguments: object) -> object:
-        (group,) = self.param_groups
-        norm = torch.nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
-        seen.append((group["lr"], norm.item(), group["weight_decay"], len(group["params"])))
-        return step(self, *arguments)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
-    config = JudgeTraining(num_steps=5, learning_rate=6e-4, num_warmup_steps=2, weight_decay=0.2, max_grad_norm=1e-3)
-    train_judge(model, tokenizer, base=base, draw=lambda step: bright_or_dark(4, step), config=config)
-    rates, norms, decays, sizes = zip(*seen, strict=True)
-    assert rates == pytest.approx([3e-4, 6e-4, 6e-4, 4e-4, 2e-4], rel=1e-6)
-    assert norms == pytest.approx([1e-3] * 5, rel=1e-2)
-    assert set(decays) == {0.2}
-    assert set(sizes) == {len(list(model.parameters()))}
-
-
-def test_progress_is_reported_after_every_step_with_the_running_loss(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase
-) -> None:
-    rows, drawn = [], []
-
-    def draw(step: int) -> ImagePairs:
-        drawn.append(step)
-        return bright_or_dark(4, step)
-
-    config = JudgeTraining(num_steps=3, num_warmup_steps=1)
-    loss = train_judge(model, tokenizer, base=base, draw=draw, config=config, progress=lambda *row: rows.append(row))
-    assert drawn == [0, 1, 2]
-    assert [step for step, _ in rows] == [1, 2, 3]
-    assert rows[-1][1] == loss
-
-
-def test_ties_are_left_out_of_the_accuracy(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase
-) -> None:
-    """Of five pairs with the same two pictures, labels 1 1 0 .5 .5: two right or one, of three."""
-    images = normal(1, 2, 3, 32, 32, dtype=torch.float32).expand(5, -1, -1, -1, -1)
-    pairs = pairs_of(images, torch.tensor([1, 1, 0, 0.5, 0.5]))
-    denoised = replace(base, encode_images=lambda x: 1e4 * x, decode=lambda x: x / 1e4)
-    right, total = pair_accuracy(model, tokenizer, base=denoised, batches=[pairs], timestep=0, seed=0)
-    swapped = replace(pairs, images=images.flip(1))
-    assert total == 3
-    assert {right} | {pair_accuracy(model, tokenizer, base=denoised, batches=[swapped], timestep=0, seed=0)[0]} == {
-        1,
-        2,
+def test_every_weight_of_the_judge_gets_a_gradient(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """But the keys' biases, which softmax does not see."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs)
+    _, gradients = gradients_of_a_step(trainer)
+    assert {name for name, gradient in gradients.items() if gradient.abs().max() < 1e-9} == {
+        name for name in gradients if name.endswith("k_proj.bias")
     }
 
 
-def test_accuracy_has_its_own_seeded_noise(
-    model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, base: FrozenBase, denoiser: Denoiser
-) -> None:
-    """The same seed shows the same noisy pictures, whatever was drawn between; another seed others."""
-    batches = [bright_or_dark(5, 0), bright_or_dark(5, 0)]
-    for seed in (7, 7, 8):
-        pair_accuracy(model, tokenizer, base=base, batches=batches, timestep=501, seed=seed)
-        torch.rand(3)
-    first, second, third, fourth, fifth, _ = (x_t for x_t, _, _ in denoiser.shown)
-    assert torch.equal(first, third)
-    assert torch.equal(second, fourth)
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, fifth)
+def test_the_judge_sees_noise_through_a_frozen_base(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    base = Base()
+    make_trainer(make_scorer(tiny_spm_folder, base), pairs).step()
+    assert not any(shown.with_grad for shown in base.shown)
+    assert not any(with_grad for _, with_grad in base.decoded)
+    assert base.number.grad is None
+
+
+def test_the_text_tower_runs_once_per_distinct_prompt_and_step(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    for micro_batch in (1, 2, 5):
+        trainer = make_trainer(make_scorer(tiny_spm_folder), pairs, micro_batch=micro_batch)
+        texts: list[int] = []
+        trainer.scorer.model.text_model.register_forward_hook(
+            lambda *given, texts=texts: texts.append(len(given[-1].pooler_output))
+        )
+        for _ in range(2):
+            trainer.step()
+        order = EpochOrder(len(pairs), seed=0, purpose=Purpose.JUDGE_ORDER)
+        batches = [{pairs.prompts[order[position]] for position in range(start, start + 5)} for start in (0, 5)]
+        assert texts == [len(prompts) for prompts in batches]
+        assert sum(texts) < 10
+        assert dict(trainer.calls) == {"judge_texts": sum(texts), "judge_images": 20, "base_samples": 20}
+
+
+# Rows
+
+
+def test_a_row_says_what_a_step_did(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """The accuracy is the share of decided pairs in which the preferred picture has the higher score."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs)
+    with torch.no_grad():
+        loss, gaps = plain_loss(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs, range(5))
+    row = trainer.step()
+    assert list(row) == ["step", "loss", "accuracy", "learning_rate", "grad_norm", "seconds"]
+    assert row["step"] == trainer.num_steps == 1
+    assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert row["accuracy"] == pytest.approx(((gaps > 0).sum() / (gaps != 0).sum()).item())
+    assert (gaps != 0).sum() < 5
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert all(parameter.grad is None for parameter in trainer.parameters)
+    assert trainer.step()["step"] == 2
+
+
+def test_a_step_of_ties_has_no_accuracy(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    row = make_trainer(make_scorer(tiny_spm_folder), pairs.select([4, 9])).step()
+    assert row["accuracy"] is None
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+# The optimizer
+
+
+def test_the_first_step_is_adams_with_decay_apart(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """After one step the moments give w - lr (decay w + g / (|g| + 1e-8)), lr being half the peak's."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs)
+    before = {name: weight.detach().clone() for name, weight in trainer.scorer.model.named_parameters()}
+    _, gradients = gradients_of_a_step(trainer)
+    expected = {
+        name: weight - 0.5e-3 * (0.1 * weight + gradients[name] / (gradients[name].abs() + 1e-8))
+        for name, weight in before.items()
+    }
+    after = {name: weight.detach() for name, weight in trainer.scorer.model.named_parameters()}
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-9)
+
+
+def test_every_step_has_its_rate_and_a_clipped_gradient(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """Two steps of warm-up, then down from 1 to 0 at the fifth: .5, 1, 1, 2/3, 1/3."""
+    settings: dict[str, Any] = {"num_steps": 5, "learning_rate": 6e-4, "max_grad_norm": 1e-3}
+    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs, **settings)
+    used: list[float] = []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(5):
+        row, gradients = gradients_of_a_step(trainer)
+        assert row["learning_rate"] == used[-1]
+        assert row["grad_norm"] > 1e-3
+        assert torch.nn.utils.get_total_norm(list(gradients.values())).item() == pytest.approx(1e-3, rel=1e-2)
+    assert used == pytest.approx([3e-4, 6e-4, 6e-4, 4e-4, 2e-4], rel=1e-6)
 
 
 @pytest.mark.parametrize(("step", "rate"), [(0, 0.25), (2, 0.75), (3, 1.0), (4, 1.0), (7, 0.5), (9, 1 / 6), (10, 0.0)])
@@ -293,3 +205,40 @@ def test_the_rate_warms_up_and_decays_linearly(step: int, rate: float) -> None:
     """Four steps of warm-up of ten: 1/4 at the first, 1 at the fourth and fifth, then (10 - step)/6. Without any, 1."""
     assert linear_schedule(step, 4, 10) == pytest.approx(rate, abs=1e-12)
     assert linear_schedule(0, 0, 10) == 1
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("num_steps", 0), ("batch_size", 0), ("micro_batch", -1), ("num_warmup_steps", -1)),
+        *(("weight_decay", -0.1), ("learning_rate", 0.0), ("max_grad_norm", 0.0)),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"training\.{field} must be .* got {value}"):
+        JudgeTraining(**{field: value})
+
+
+def test_a_loss_that_is_no_number_ends_training_naming_the_step(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs)
+    trainer.step()
+    with torch.no_grad():
+        trainer.scorer.model.logit_scale.fill_(torch.inf)
+    projection = trainer.scorer.model.text_projection.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"not a finite number in step 2; .* lower training\.learning_rate"):
+        trainer.step()
+    assert trainer.num_steps == 1
+    assert torch.equal(trainer.scorer.model.text_projection.weight, projection)
+
+
+def test_a_gradient_that_is_no_number_leaves_the_weights_alone(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """The loss is one, but at one of the weights the backward pass overflows."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs)
+    before = {name: weight.detach().clone() for name, weight in trainer.scorer.model.named_parameters()}
+    trainer.scorer.model.visual_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ValueError, match="not a finite number in step 1"):
+        trainer.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in trainer.scorer.model.named_parameters())

@@ -10,6 +10,8 @@ _HOMES = {
     "DDIM": "sampler",
     "GRADSPO": "objectives.stepwise",
     "ImageJudge": "judges.image",
+    "JUDGE_RECIPES": "judge_recipes",
+    "JudgeRecipe": "judge_recipes",
     "PickScore": "metrics.pickscore",
     "RECIPES": "recipes",
     "Recipe": "recipes",
@@ -19,16 +21,20 @@ _HOMES = {
     "Stepwise": "objectives.stepwise",
     "Trainer": "train",
     "Training": "train",
-    "change": "recipes",
+    "change": "config",
+    "load_judge_recipe": "judge_recipes",
     "load_recipe": "recipes",
     "run": "job",
+    "run_judge": "judge_job",
 }
 __all__ = [
     "DDIM",
     "GRADSPO",
+    "JUDGE_RECIPES",
     "RECIPES",
     "SPO",
     "ImageJudge",
+    "JudgeRecipe",
     "PickScore",
     "Recipe",
     "StepAwareJudge",
@@ -37,8 +43,10 @@ __all__ = [
     "Trainer",
     "Training",
     "change",
+    "load_judge_recipe",
     "load_recipe",
     "run",
+    "run_judge",
 ]
 
 

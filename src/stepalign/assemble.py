@@ -9,17 +9,19 @@ import torch
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
-from stepalign.clip import resolve_folder
+from stepalign.clip import first_line, resolve_folder
 from stepalign.judges.image import ImageJudge
-from stepalign.judges.spm import RELEASED_TOKENIZER, StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm_files import RELEASED_TOKENIZER
 from stepalign.metrics.pickscore import PickScore
 from stepalign.miniature import oracles, world
-from stepalign.models import sd
+from stepalign.models.base import BaseModel
+from stepalign.models.load import load
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.prompts import load_prompts
 from stepalign.protocols import Judge, Metric
-from stepalign.recipes import MINIATURE, Recipe
+from stepalign.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.sampler import DDIM
 from stepalign.train import Trainer
 
@@ -31,7 +33,7 @@ ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracl
 class Parts:
     """What a run works with."""
 
-    model: sd.StableDiffusion
+    model: BaseModel
     policy: LoraPolicy
     sampler: DDIM
     judge: Judge
@@ -46,29 +48,14 @@ def assemble(recipe: Recipe) -> Parts:
     """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
     prompts = _prompts(recipe.prompts, "prompts")
     held_out = _held_out(recipe)
-    device = processes().device
-    precision = DTYPES[recipe.base.precision] if device.type != "cpu" else torch.float32
-    model = sd.load(
-        str(miniature.MODEL) if recipe.model == MINIATURE else recipe.model,
-        config=recipe.base.config,
-        resolution=recipe.base.resolution,
-        dtype=precision,
-        device=device,
-    )
-    judge, count_judge_texts = _judge(recipe, model, device)
+    model = base_model(recipe.model, recipe.base)
+    judge, count_judge_texts = _judge(recipe, model)
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
     if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
     if recipe.base.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    guided = GuidedNetwork(
-        model.network,
-        negative=model.negative(),
-        guidance_scale=recipe.base.guidance_scale,
-        autocast=None if precision == torch.float32 else precision,
-        max_batch=recipe.base.max_batch,
-    )
-    policy = LoraPolicy(guided, rank=recipe.lora_rank, seed=recipe.seed)
+    policy = LoraPolicy(guided_network(model, recipe.base), rank=recipe.lora_rank, seed=recipe.seed)
     trainer = Trainer(
         policy,
         sampler,
@@ -80,10 +67,40 @@ def assemble(recipe: Recipe) -> Parts:
         branching=recipe.branching,
         config=recipe.training,
         seed=recipe.seed,
-        loss_scaling=precision == torch.float16,
+        loss_scaling=precision_of(recipe.base) == torch.float16,
     )
     metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
     return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics)
+
+
+def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:
+    """Of frozen weights where the run computes."""
+    return DTYPES[choice.precision] if processes().device.type != "cpu" else torch.float32
+
+
+def base_model(name: str, base: FrozenModel) -> BaseModel:
+    """The base model of a recipe, on this process's device."""
+    sides = base.resolution
+    return load(
+        str(miniature.MODEL) if name == MINIATURE else name,
+        config=base.config,
+        vae=base.vae,
+        resolution=None if sides is None else (sides[0], sides[-1]),
+        dtype=precision_of(base),
+        device=processes().device,
+    )
+
+
+def guided_network(model: BaseModel, base: FrozenModel) -> GuidedNetwork:
+    """The base model's network as a recipe has it predict."""
+    precision = precision_of(base)
+    return GuidedNetwork(
+        model.network,
+        negative=model.negative(),
+        guidance_scale=base.guidance_scale,
+        autocast=None if precision == torch.float32 else precision,
+        max_batch=base.max_batch,
+    )
 
 
 def _prompts(source: str | None, field: str) -> list[str]:
@@ -106,25 +123,39 @@ def _held_out(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def _judge(recipe: Recipe, model: sd.StableDiffusion, device: torch.device) -> tuple[Judge, Callable[[], int]]:
+def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int]]:
     """The judge, and how many texts it has embedded."""
-    choice = recipe.judge
+    choice, device = recipe.judge, processes().device
     try:
         match choice.kind:
             case "spm":
                 path = str(miniature.SPM) if choice.path == MINIATURE else choice.path
-                if path.endswith(".bin"):
-                    spm = StepAwarePreferenceModel.from_checkpoint(path)
-                    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(RELEASED_TOKENIZER))
-                else:
-                    spm = StepAwarePreferenceModel.from_pretrained(path)
-                    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(path))
-                step_aware = StepAwareJudge(spm.to(device), tokenizer, model.decode, max_batch=choice.max_batch)
+                spm, tokenizer = load_spm(path, precision_of(choice))
+                step_aware = StepAwareJudge(
+                    spm.to(device),
+                    tokenizer,
+                    model.decode,
+                    max_batch=choice.max_batch,
+                    preprocessing=choice.preprocessing,
+                )
                 return step_aware, lambda: step_aware.num_texts
             case "pickscore":
-                path = str(miniature.PICKSCORE) if choice.path == MINIATURE else choice.path
-                metric = PickScore.from_pretrained(path, device=device)
+                metric = pickscore(choice.path, precision_of(choice))
                 return ImageJudge(metric, model.decode, max_batch=choice.max_batch), lambda: metric.num_texts
     except (ValueError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ValueError(f"judge: {first_line}; give a folder, hub id or .bin with --judge.path") from error
+        raise ValueError(f"judge: {first_line(error)}; give a folder, hub id or .bin with --judge.path") from error
+
+
+def load_spm(path: str, dtype: torch.dtype = torch.float32) -> tuple[StepAwarePreferenceModel, CLIPTokenizer]:
+    """A step-aware preference model, a folder, hub id or released `.bin`, with its tokenizer."""
+    if path.endswith(".bin"):
+        spm = StepAwarePreferenceModel.from_checkpoint(path, dtype=dtype)
+        return spm, CLIPTokenizer.from_pretrained(resolve_folder(RELEASED_TOKENIZER))
+    spm = StepAwarePreferenceModel.from_pretrained(path, dtype=dtype)
+    return spm, CLIPTokenizer.from_pretrained(resolve_folder(path))
+
+
+def pickscore(path: str, dtype: torch.dtype = torch.float32) -> PickScore:
+    """A PickScore-like scorer, a folder, hub id or "miniature", on this process's device."""
+    name = str(miniature.PICKSCORE) if path == MINIATURE else path
+    return PickScore.from_pretrained(name, device=processes().device, dtype=dtype)

@@ -1,4 +1,4 @@
-"""The command line: `stepalign demo | train | convert-judge | env`."""
+"""The command line: `stepalign demo | train | train-judge | convert-judge | push-judge | env`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,16 +14,16 @@ from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from stepalign.config import parse_flags
-from stepalign.recipes import RECIPES, Recipe, change, load_recipe
+from stepalign.config import change, load_named, parse_flags
+from stepalign.console import RoundBars, show_accuracy, show_scores
+from stepalign.recipes import RECIPES, Recipe, load_recipe
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DATASETS_VERBOSITY": "error"}
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
-TRAIN_USAGE = "stepalign train RECIPE-OR-FILE.yaml [--output DIR] [--field value ...] [--help]"
-PHASES = {"sample": "  sampling", "train": "  training", "evaluate": "evaluating"}
+USAGE = "stepalign {command} RECIPE-OR-FILE.yaml [--output DIR] [--field value ...] [--help]"
+REPORT = "report.html"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -41,17 +42,14 @@ def main(argv: list[str] | None = None) -> int:
                 return _convert_judge(arguments)
             case "demo":
                 _refuse(parser, rest)
-                recipe = replace(RECIPES["gradspo-miniature"], seed=arguments.seed)
-                return _train(recipe, arguments.output)
+                return _run(replace(RECIPES["gradspo-miniature"], seed=arguments.seed), arguments.output)
+            case "push-judge":
+                _refuse(parser, rest)
+                return _push_judge(arguments)
+            case "train-judge":
+                return _train_judge(arguments, rest)
             case _:
-                wants_help = "-h" in rest or "--help" in rest
-                if arguments.recipe is None:
-                    print(f"usage: {TRAIN_USAGE}")
-                    print(f"recipes: {', '.join(RECIPES)}; with a recipe, --help lists its fields")
-                    return 0 if wants_help else 2
-                if wants_help:
-                    return _describe(load_recipe(arguments.recipe))
-                return _train(change(load_recipe(arguments.recipe), parse_flags(rest)), arguments.output)
+                return _train(arguments, rest)
     except ValueError as error:
         print(f"stepalign: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -77,17 +75,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="directory of the run (%(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seed of the run (%(default)s)")
-    train = commands.add_parser(
-        "train",
-        allow_abbrev=False,
-        add_help=False,
-        help="run a recipe",
-        usage=TRAIN_USAGE,
-    )
-    train.add_argument(
-        "recipe", nargs="?", metavar="RECIPE-OR-FILE.yaml", help=f"one of {', '.join(RECIPES)}, or a YAML file"
-    )
-    train.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
+    for command, meaning in (("train", "run a recipe"), ("train-judge", "train a step-aware preference model")):
+        train = commands.add_parser(
+            command, allow_abbrev=False, add_help=False, help=meaning, usage=USAGE.format(command=command)
+        )
+        train.add_argument("recipe", nargs="?", metavar="RECIPE-OR-FILE.yaml", help="a named recipe, or a YAML file")
+        train.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
+    push = commands.add_parser("push-judge", allow_abbrev=False, help="upload a trained judge to the Hugging Face hub")
+    push.add_argument("folder", type=Path, help="the judge/ folder of a run")
+    push.add_argument("repository", help="owner/name on the hub; created if need be")
+    push.add_argument("--private", action="store_true", help="create it as a private repository")
     convert = commands.add_parser(
         "convert-judge", allow_abbrev=False, help="turn a released judge checkpoint (.bin) into a safetensors folder"
     )
@@ -105,14 +102,46 @@ def _refuse(parser: argparse.ArgumentParser, rest: list[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
 
 
-def _describe(recipe: Recipe) -> int:
-    """Print every field of a recipe with its meaning and its value there."""
+def _train(arguments: argparse.Namespace, rest: list[str]) -> int:
+    if arguments.recipe is None or _wants_help(rest):
+        return _describe(arguments, rest, RECIPES, lambda name: Recipe(name=name))
+    return _run(change(load_recipe(arguments.recipe), parse_flags(rest)), arguments.output)
+
+
+def _train_judge(arguments: argparse.Namespace, rest: list[str]) -> int:
+    from stepalign.judge_recipes import JUDGE_RECIPES, JudgeRecipe, load_judge_recipe  # loads transformers
+
+    if arguments.recipe is None or _wants_help(rest):
+        return _describe(arguments, rest, JUDGE_RECIPES, lambda name: JudgeRecipe(name=name))
+    recipe = change(load_judge_recipe(arguments.recipe), parse_flags(rest))
+    _quieten()
+    from stepalign.judge_job import run_judge
+
+    output = arguments.output or Path("runs") / recipe.name
+    with _bars() as bars:
+        summary = run_judge(recipe, output, watcher=bars)
+    return _finish(summary, output, show_accuracy)
+
+
+def _wants_help(rest: list[str]) -> bool:
+    return "-h" in rest or "--help" in rest
+
+
+def _describe(
+    arguments: argparse.Namespace, rest: list[str], known: Mapping[str, Any], blank: Callable[[str], Any]
+) -> int:
+    """Print a command's usage and recipes, or every field of one recipe with its meaning and its value there."""
+    if arguments.recipe is None:
+        print(f"usage: {USAGE.format(command=arguments.command)}")
+        print(f"recipes: {', '.join(known)}; with a recipe, --help lists its fields")
+        return 0 if _wants_help(rest) else 2
+    recipe = load_named(arguments.recipe, known, blank)
     try:
         tyro.cli(
-            Recipe,
+            type(recipe),
             default=recipe,
             args=["--help"],
-            prog=f"stepalign train {recipe.name} --output DIR",
+            prog=f"stepalign {arguments.command} {recipe.name} --output DIR",
             description=f"Run {recipe.name}; any field can be changed.",
             config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
             use_underscores=True,
@@ -122,75 +151,49 @@ def _describe(recipe: Recipe) -> int:
     return 0
 
 
-def _train(recipe: Recipe, output: Path | None) -> int:
-    # These load diffusers: seconds that --help need not take.
+def _run(recipe: Recipe, output: Path | None) -> int:
+    _quieten()
+    from stepalign.job import run  # loads diffusers: seconds that --help need not take
+
+    output = output or Path("runs") / recipe.name
+    with _bars() as bars:
+        summary = run(recipe, output, watcher=bars)
+    return _finish(summary, output, show_scores)
+
+
+def _quieten() -> None:
+    """Keep the libraries from printing between the bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
-
-    from stepalign.job import REPORT, run
-    from stepalign.parallel import processes
 
     for logging in (diffusers_logging, transformers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()
 
-    output = output or Path("runs") / recipe.name
-    with RoundBars(Console(stderr=True, quiet=not processes().is_main_process)) as bars:
-        summary = run(recipe, output, watcher=bars)
+
+def _bars() -> RoundBars:
+    from stepalign.parallel import processes
+
+    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process))
+
+
+def _finish(summary: dict[str, Any], output: Path, show: Callable[[dict[str, Any], Console], None]) -> int:
+    """Show a run's results, on the process that has them."""
+    from stepalign.parallel import processes
+
     processes().destroy_process_group()
-    if summary.get("scores"):
-        _show(summary, Console())
     if summary:
+        show(summary, Console())
         print(output / REPORT)
     return 0
 
 
-def _show(summary: dict[str, Any], console: Console) -> None:
-    """The scores of a finished run as a table."""
-    table = Table(title=f"{summary['recipe']}, seed {summary['seed']}: {summary['num_prompts']} held-out prompts")
-    for heading in ("score", "base", "aligned", "difference", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "score" else "right")
-    for name, row in summary["scores"].items():
-        low, high = row["interval"]
-        table.add_row(
-            name,
-            f"{row['base']:.4f}",
-            f"{row['aligned']:.4f}",
-            f"{row['difference']:+.4f}",
-            f"{low:+.4f} to {high:+.4f}",
-        )
-    console.print(table)
+def _push_judge(arguments: argparse.Namespace) -> int:
+    """Upload a judge's folder."""
+    from stepalign.judges.spm_files import publish
 
-
-class RoundBars:
-    """Progress bars over rounds and within them: judge score, time left."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console)
-        self._rounds = self._progress.add_task("rounds", total=None)
-        self._phase = self._progress.add_task("", total=None)
-
-    def __enter__(self) -> RoundBars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._progress.live.is_started:
-            self._progress.stop()
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """Move the lower bar; the first call shows both, so that a run which cannot start prints its error alone."""
-        self._progress.start()
-        description = PHASES[name]
-        if self._progress.tasks[self._phase].description != description:
-            self._progress.reset(self._phase)
-        self._progress.update(self._phase, description=description, completed=done, total=total)
-
-    def round(self, row: dict[str, Any], total: int) -> None:
-        """Move the upper bar and show the round's judge score."""
-        score = row["judge_score"]
-        described = "rounds" if score is None else f"rounds (judge score {score:.3f})"
-        self._progress.update(self._rounds, completed=row["round"], total=total, description=described)
+    print(publish(arguments.folder, arguments.repository, private=arguments.private))
+    return 0
 
 
 def _convert_judge(arguments: argparse.Namespace) -> int:
@@ -198,8 +201,9 @@ def _convert_judge(arguments: argparse.Namespace) -> int:
     import torch  # like what follows, too slow to import for --help
     from transformers import CLIPConfig, CLIPTokenizer
 
-    from stepalign.clip import resolve_folder
-    from stepalign.judges.spm import RELEASED_TOKENIZER, StepAwarePreferenceModel
+    from stepalign.clip import check_tokenizer, resolve_folder
+    from stepalign.judges.spm import StepAwarePreferenceModel
+    from stepalign.judges.spm_files import RELEASED_TOKENIZER
 
     output = arguments.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -207,6 +211,7 @@ def _convert_judge(arguments: argparse.Namespace) -> int:
     config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
     tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
     model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
+    check_tokenizer(tokenizer, model.config.text_config.vocab_size, "tokenizer")
     model.save_pretrained(output, dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
     tokenizer.save_pretrained(output)
     print(output)

@@ -7,7 +7,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
@@ -34,6 +35,50 @@ def override(value: T, changes: Mapping[str, Any], prefix: str = "") -> T:
         else:
             raise ValueError(f"{path} has fields of its own, such as {path}.{_first_field(hints[key])}; got {change!r}")
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
+
+
+def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> T:
+    """A named recipe, or the recipe in a YAML file, which may start from a named one under `recipe:`.
+
+    `blank` makes the one that a file without `recipe:` starts from, out of the file's name. Raises ValueError for an
+    unknown name or key, naming the nearest, and for a value of the wrong kind.
+    """
+    if name in known:
+        return known[name]
+    path = Path(name).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"recipe: there is none called {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    if not path.is_file():
+        raise ValueError(f"recipe: there is no file {name!r}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe: {name} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe: {name} must hold fields and their values, not {type(values).__name__}")
+    start = values.pop("recipe", None)
+    if start is not None and str(start) not in known:
+        raise ValueError(f"recipe: {name} starts from {start!r}{nearest(str(start), known)}")
+    return change(blank(path.stem) if start is None else known[start], values)
+
+
+def change(recipe: T, values: Mapping[str, Any]) -> T:
+    """The recipe with some fields changed, nested as in YAML; raises ValueError as `override` does."""
+    try:
+        return override(recipe, values)
+    except ValueError as error:
+        raise ValueError(f"recipe: {error}") from None
+
+
+def to_yaml(recipe: Any) -> str:
+    """The whole recipe, as `load_named` reads it."""
+    return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
+
+
+def absolute_path(name: str) -> str:
+    """What is a file or folder here, named from the root, so that it is found from any directory; else unchanged."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
 
 
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:

@@ -11,52 +11,40 @@ report.html      all of it to look at
 from __future__ import annotations
 
 import json
-import platform
-import tempfile
 import time
 from collections import Counter
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-import yaml
 
 from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
-from stepalign.checkpoint import load_state, save_state, write_text
+from stepalign.checkpoint import RunState, load_state, save_state, write_text
+from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare, generate
 from stepalign.parallel import processes
-from stepalign.recipes import Recipe, to_yaml, with_absolute_paths
+from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
 from stepalign.rollout import rollout
+from stepalign.run_directory import (
+    CHECKPOINT,
+    RECIPE,
+    REPORT,
+    SUMMARY,
+    Silence,
+    Watcher,
+    claim,
+    device_name,
+    finished,
+    read_rows,
+    versions,
+    write_rows,
+)
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
-RECIPE, METRICS, CHECKPOINT, ADAPTER = "recipe.yaml", "metrics.jsonl", "checkpoint.pt", "adapter"
-SUMMARY, REPORT = "summary.json", "report.html"
+ADAPTER = "adapter"
 NUM_EXAMPLES = 12
-VERSIONS = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate")
-
-
-@runtime_checkable
-class Watcher(Protocol):
-    """Is told how a run gets on."""
-
-    def phase(self, name: str, done: int, total: int) -> None:
-        """Part of a round or of the evaluation is done."""
-        ...
-
-    def round(self, row: dict[str, Any], total: int) -> None:
-        """A round is done; `row` is its line of metrics."""
-        ...
-
-
-class Silence:
-    """A watcher that says nothing."""
-
-    def phase(self, name: str, done: int, total: int) -> None: ...
-
-    def round(self, row: dict[str, Any], total: int) -> None: ...
 
 
 def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -68,9 +56,9 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     directory is another run's.
     """
     recipe, output, watcher = with_absolute_paths(recipe), Path(output), watcher or Silence()
-    claim(output, recipe)
-    if (output / SUMMARY).is_file():
-        return json.loads((output / SUMMARY).read_text())
+    claim(output, to_yaml(recipe))
+    if (done := finished(output)) is not None:
+        return done
     parts = assemble(recipe)
     rows = _resume(parts, output)
     _train(recipe, parts, output, rows, watcher)
@@ -100,30 +88,6 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     )
     write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def claim(output: Path, recipe: Recipe) -> None:
-    """Raise ValueError unless the directory can be written and is empty, absent, or of a run of this very recipe."""
-    for path in (output, *output.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output: {path} is a file; give a directory")
-    nearest = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    try:
-        tempfile.TemporaryDirectory(dir=nearest).cleanup()
-    except OSError as error:
-        raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not (output / RECIPE).is_file():
-        raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
-    theirs, ours = (_flat(yaml.safe_load(text)) for text in ((output / RECIPE).read_text(), to_yaml(recipe)))
-    different = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-    if different:
-        key = min(different)
-        raise ValueError(
-            f"output: {output} is another run's: its {key} is {theirs.get(key)!r}, this recipe's {ours.get(key)!r}; "
-            "give another directory"
-        )
 
 
 def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
@@ -158,20 +122,12 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
     return steps
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
-
-
 def _resume(parts: Parts, output: Path) -> list[dict[str, Any]]:
     """Take up the last checkpoint, if any, and return the rows of metrics up to it."""
     if not (output / CHECKPOINT).is_file():
         return []
-    parts.trainer.restore(load_state(output / CHECKPOINT))
-    lines = (output / METRICS).read_text().splitlines() if (output / METRICS).is_file() else []
-    return [json.loads(line) for line in lines[: parts.trainer.num_rounds]]
+    parts.trainer.restore(load_state(output / CHECKPOINT, RunState))
+    return read_rows(output, parts.trainer.num_rounds)
 
 
 def _train(recipe: Recipe, parts: Parts, output: Path, rows: list[dict[str, Any]], watcher: Watcher) -> None:
@@ -185,7 +141,7 @@ def _train(recipe: Recipe, parts: Parts, output: Path, rows: list[dict[str, Any]
         if is_main and not (output / RECIPE).is_file():  # not before a round worked, so that a failure leaves nothing
             write_text(output / RECIPE, to_yaml(recipe))
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total):
-            write_text(output / METRICS, "".join(json.dumps(entry) + "\n" for entry in rows))
+            write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT)
 
 
@@ -231,15 +187,8 @@ def _work(parts: Parts, seconds: float) -> dict[str, Any]:
         "comparisons_trained": parts.trainer.num_comparisons,
         "calls": dict(calls) | texts,
         "device": device_name(parts.model.device),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": versions(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """What computes, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _examples(prompts: list[str], base: Generated, aligned: Generated) -> list[Example]:

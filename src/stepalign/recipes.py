@@ -4,47 +4,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from stepalign.config import nearest, override, require, to_plain
+from stepalign.config import absolute_path, load_named, require
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
+from stepalign.protocols import Preprocessing
 from stepalign.rollout import Branching
 from stepalign.train import Training
 
 MINIATURE = "miniature"
 """Names the shipped model, judge or captions, where a path or hub id could stand."""
+RELEASED_JUDGES = "SPO-Diffusion-Models/Step-Aware_Preference_Models"
 OracleName = Literal["aesthetic", "alignment"]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
-    """The base model and how it is run."""
+class FrozenModel:
+    """The base model and how it predicts."""
 
     guidance_scale: float = 5.0
-    """Classifier-free guidance, in sampling and in training."""
+    """Classifier-free guidance, wherever the model predicts."""
+    resolution: tuple[int, ...] | None = None
+    """Side of the pictures in pixels, or height and width; the model's own by default."""
+    config: str | None = None
+    """For a single-file model: a diffusers folder or hub id whose configs and tokenizer it borrows."""
+    vae: str | None = None
+    """A diffusers VAE, folder or hub id, in place of the model's own."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Of the frozen weights and the forward passes on a GPU; adapters and latents are fp32. A CPU runs fp32."""
+    max_batch: int | None = None
+    """Latents through the network at once without gradients; all by default. Lower it when memory runs out."""
+
+    def __post_init__(self) -> None:
+        require(self.guidance_scale >= 1, "base.guidance_scale", self.guidance_scale, "at least 1, which is none")
+        sides = self.resolution or (8,)
+        require(len(sides) <= 2 and min(sides) >= 8, "base.resolution", self.resolution, "one side or two, at least 8")
+        require(self.max_batch is None or self.max_batch >= 1, "base.max_batch", self.max_batch, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Model(FrozenModel):
+    """The base model and how it samples and trains."""
+
     num_steps: int = 20
     """Sampling steps N."""
     eta: float = 1.0
     """DDIM noise; 1 is ancestral sampling."""
-    resolution: int | None = None
-    """Side of the pictures in pixels; the model's own by default."""
-    config: str | None = None
-    """For a single-file model: a diffusers folder or hub id whose configs and tokenizer it borrows."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Of the frozen weights and the forward passes on a GPU; adapters and latents are fp32. A CPU runs fp32."""
     gradient_checkpointing: bool = False
     """Trade time for memory in training."""
-    max_batch: int | None = None
-    """Latents through the network at once while sampling; all by default. Lower it when memory runs out."""
 
     def __post_init__(self) -> None:
-        require(self.guidance_scale >= 1, "base.guidance_scale", self.guidance_scale, "at least 1, which is none")
+        FrozenModel.__post_init__(self)
         require(1 <= self.num_steps < 1000, "base.num_steps", self.num_steps, "between 1 and 999")
         require(0 <= self.eta <= 1, "base.eta", self.eta, "between 0 and 1")
-        require(self.resolution is None or self.resolution >= 8, "base.resolution", self.resolution, "at least 8")
-        require(self.max_batch is None or self.max_batch >= 1, "base.max_batch", self.max_batch, "at least 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +65,15 @@ class JudgeChoice:
 
     kind: Literal["spm", "pickscore"] = "spm"
     """"spm": a step-aware preference model; "pickscore": a plain CLIP scorer on x̂0, blind to the timestep."""
-    path: str = "SPO-Diffusion-Models/Step-Aware_Preference_Models/sd-v1-5_step-aware_preference_model.bin"
+    path: str = f"{RELEASED_JUDGES}/sd-v1-5_step-aware_preference_model.bin"
     """A folder or hub id with config, weights and tokenizer; or a released `.bin` (a file, or owner/name/file)."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Of the judge's weights on a GPU; its scores are fp32. A CPU runs fp32."""
     max_batch: int | None = None
     """Images decoded and judged at once; all by default."""
+    preprocessing: Preprocessing | None = None
+    """How decoded pictures become the judge's input: "clamp-first", "resize-first" (SPO's released scorer), or, by
+    default, as the judge was trained."""
 
     def __post_init__(self) -> None:
         require(self.max_batch is None or self.max_batch >= 1, "judge.max_batch", self.max_batch, "at least 1")
@@ -108,10 +125,47 @@ class Recipe:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
         require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1")
+        gradient = self.training.signal == "clean-gradient"
+        windows = gradient and max(self.branching.num_inner_steps) > 1
+        require(not windows, "branching.num_inner_steps", self.branching.num_inner_steps, "1 with a clean gradient")
+        several = self.branching.inner_steps == "path" and max(self.branching.num_inner_steps) > 1
+        require(
+            not several or self.training.pairing != "all-k",
+            "training.pairing",
+            self.training.pairing,
+            "best-worst or two-random where several steps of a path train: their candidates have parents of their own",
+        )
 
 
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
+"""Stable Diffusion XL's VAE, changed to stay finite in half precision."""
 GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(sample_with="ema"))
 SPO_SD15 = replace(GRADSPO_SD15, name="spo-sd15", objective=SPO, training=Training(sample_with="policy"))
+GRADSPO_SDXL = Recipe(
+    name="gradspo-sdxl",
+    model=SDXL,
+    lora_rank=64,
+    base=Model(vae=SDXL_VAE),
+    judge=JudgeChoice(path=f"{RELEASED_JUDGES}/sdxl_step-aware_preference_model.bin"),
+    training=Training(
+        num_rounds=2500,
+        prompts_per_round=16,
+        sample_batch=4,
+        comparisons_per_update=16,
+        train_batch=4,
+        sample_with="ema",
+        min_gap=0.4,
+        learning_rate=1e-5,
+    ),
+)
+SPO_SDXL = replace(
+    GRADSPO_SDXL,
+    name="spo-sdxl",
+    branching=Branching(num_inner_steps=(4,)),
+    objective=SPO,
+    training=replace(GRADSPO_SDXL.training, sample_with="policy"),
+)
 GRADSPO_MINIATURE = Recipe(
     name="gradspo-miniature",
     model=MINIATURE,
@@ -142,60 +196,39 @@ SPO_MINIATURE = replace(
         GRADSPO_MINIATURE.training, prompts_per_round=48, sample_with="policy", pairing="best-worst", min_gap=0.0
     ),
 )
-RECIPES = {recipe.name: recipe for recipe in (GRADSPO_SD15, SPO_SD15, GRADSPO_MINIATURE, SPO_MINIATURE)}
-"""The named recipes. The sd15 ones are the papers' settings on one device."""
+RECIPES = {
+    recipe.name: recipe for recipe in (GRADSPO_SD15, SPO_SD15, GRADSPO_SDXL, SPO_SDXL, GRADSPO_MINIATURE, SPO_MINIATURE)
+}
+"""The named recipes. The full-size ones are the papers' settings on one device."""
 
 
 def load_recipe(name: str) -> Recipe:
-    """A named recipe, or the recipe in a YAML file, which may start from a named one under `recipe:`.
-
-    Raises ValueError for an unknown name or key, naming the nearest, and for a value of the wrong kind.
-    """
-    if name in RECIPES:
-        return RECIPES[name]
-    path = Path(name).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"recipe: there is none called {name!r}{nearest(name, RECIPES)}; known: {', '.join(RECIPES)}")
-    if not path.is_file():
-        raise ValueError(f"recipe: there is no file {name!r}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe: {name} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe: {name} must hold fields and their values, not {type(values).__name__}")
-    start = values.pop("recipe", None)
-    if start is not None and str(start) not in RECIPES:
-        raise ValueError(f"recipe: {name} starts from {start!r}{nearest(str(start), RECIPES)}")
-    return change(Recipe(name=path.stem) if start is None else RECIPES[start], values)
-
-
-def change(recipe: Recipe, values: dict[str, Any]) -> Recipe:
-    """The recipe with some fields changed, nested as in YAML; raises ValueError as `load_recipe` does."""
-    try:
-        return override(recipe, values)
-    except ValueError as error:
-        raise ValueError(f"recipe: {error}") from None
+    """A named recipe, or the recipe in a YAML file; raises ValueError as `config.load_named` does."""
+    return load_named(name, RECIPES, lambda stem: Recipe(name=stem))
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with what it names on this machine named from the root, so that it runs from any directory."""
 
     def absolute(name: str | None) -> str | None:
-        if name is None or name == MINIATURE or not Path(name).expanduser().exists():
-            return name
-        return str(Path(name).expanduser().resolve())
+        return None if name is None else local_path(name)
 
+    base, evaluation = recipe.base, recipe.evaluation
     return replace(
         recipe,
-        model=absolute(recipe.model) or recipe.model,
+        model=local_path(recipe.model),
         prompts=absolute(recipe.prompts),
-        base=replace(recipe.base, config=absolute(recipe.base.config)),
-        judge=replace(recipe.judge, path=absolute(recipe.judge.path) or recipe.judge.path),
-        evaluation=replace(recipe.evaluation, prompts=absolute(recipe.evaluation.prompts)),
+        base=replace(base, config=absolute(base.config), vae=absolute(base.vae)),
+        judge=replace(recipe.judge, path=local_path(recipe.judge.path)),
+        evaluation=replace(evaluation, prompts=absolute(evaluation.prompts)),
     )
 
 
-def to_yaml(recipe: Recipe) -> str:
-    """The whole recipe, as `load_recipe` reads it."""
-    return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
+def public_name(name: str) -> str:
+    """A name for readers elsewhere: of a path on this machine only its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def local_path(name: str) -> str:
+    """A path named from the root; "miniature" and what is no path here stay as they are."""
+    return name if name == MINIATURE else absolute_path(name)

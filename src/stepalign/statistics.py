@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -67,3 +68,41 @@ def wilson_interval(successes: float | int, total: int, *, level: float = 0.95) 
     centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
     half = z * np.sqrt(share * (1 - share) / total + z**2 / (4 * total**2)) / (1 + z**2 / total)
     return float(centre - half), float(centre + half)
+
+
+def paired_share_interval(gains: float | int, losses: float | int, total: int) -> tuple[float, float]:
+    """Agresti and Min's (2005) 95 % interval for the difference of two shares measured on the same items.
+
+    `gains` items are right only in the second measurement, `losses` only in the first; (-1, 1) for no items.
+    """
+    if total == 0:
+        return -1.0, 1.0
+    gained, lost, num = gains + 0.5, losses + 0.5, total + 2
+    centre = (gained - lost) / num
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(gained + lost - (gained - lost) ** 2 / num) / num
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def reliability(gaps: Float[Tensor, " n"], *, num_bins: int = 10) -> dict[str, object]:
+    """Whether probabilities mean what they say, from the score of each pair's preferred item less the other's.
+
+    The probability a judge gives the item it prefers is sigma(|gap|), at least .5; the frequency is how often people
+    agree (equal scores count half). Bins of equal width; empty ones are left out. "error" is the mean distance of the
+    two over items (expected calibration error, Guo et al. 2017).
+    """
+    probability, right = gaps.abs().sigmoid().double(), ((gaps.sign() + 1) / 2).double()
+    index = ((probability - 0.5) * 2 * num_bins).long().clamp(0, num_bins - 1)
+    bins: list[dict[str, object]] = []
+    error = 0.0
+    for number in range(num_bins):
+        inside = index == number
+        pairs = int(inside.sum())
+        if pairs == 0:
+            continue
+        mean, frequency = probability[inside].mean().item(), right[inside].mean().item()
+        error += abs(mean - frequency) * pairs / len(gaps)
+        low, high = 0.5 + number / (2 * num_bins), 0.5 + (number + 1) / (2 * num_bins)
+        interval = list(wilson_interval(right[inside].sum().item(), pairs))
+        bins.append({"low": low, "high": high, "probability": mean, "frequency": frequency})
+        bins[-1] |= {"interval": interval, "pairs": pairs}
+    return {"error": error if bins else None, "bins": bins}

@@ -1,55 +1,31 @@
 """Training the step-aware preference model (SPO supplement 2): a frozen base model shows it what x̂0 looks like at
-every noise level, people's preferences say which of two is better."""
+every noise level, people's preferences say which of two is better.
+
+What a step does is decided by the seed and the step's number alone; processes share its pairs and sum their
+gradients, so that their number changes nothing but the speed, up to rounding.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from accelerate.utils import gather_object, reduce
+from jaxtyping import Float
 from torch import Tensor
-from transformers import CLIPTokenizer
 
-from stepalign.batch import Conditioning, ImagePairs
-from stepalign.clip import preprocess, tokenize
-from stepalign.judges.spm import StepAwarePreferenceModel
-from stepalign.protocols import Decode, Denoiser
-from stepalign.sampler import DDIM
-from stepalign.seeding import Purpose, generator_for
+from stepalign.config import require
+from stepalign.data.prepared import PreparedPairs
+from stepalign.judges.pairs import JudgeScorer, agreement
+from stepalign.parallel import processes
+from stepalign.seeding import EpochOrder, PromptNoise, Purpose, generator_for
 
 NUM_TRAIN_TIMESTEPS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class FrozenBase:
-    """What training a judge needs of a base model."""
-
-    encode: Callable[[list[str]], Conditioning]
-    encode_images: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b c hh ww"]]
-    decode: Decode
-    denoise: Denoiser
-    """Guided; no gradient passes through it."""
-    sampler: DDIM
-
-    @torch.no_grad()
-    def noisy_estimates(
-        self,
-        images: Float[Tensor, "b n 3 h w"],
-        prompts: list[str],
-        t: Int[Tensor, " b"],
-        generator: torch.Generator,
-    ) -> Float[Tensor, "b n 3 h w"]:
-        """The decoded x̂0 of n images per prompt, all n under one timestep and one noise of the generator's."""
-        b, n = images.shape[:2]
-        latents = self.encode_images(images.flatten(0, 1))
-        noise = torch.randn(b, *latents.shape[1:], generator=generator).to(latents)
-        flat_t = t.repeat_interleave(n)
-        x_t = self.sampler.add_noise(latents, noise.repeat_interleave(n, 0), flat_t)
-        prediction = self.denoise(x_t, flat_t, self.encode(prompts).tile(n))
-        return self.decode(self.sampler.predict_x0(prediction, x_t, flat_t)).unflatten(0, (b, n))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,114 +33,169 @@ class JudgeTraining:
     """How the judge trains; the defaults are the paper's for Stable Diffusion 1.5."""
 
     num_steps: int = 8000
+    """Optimizer steps."""
     batch_size: int = 64
-    """Pairs per optimizer step."""
+    """Pairs per optimizer step, over all processes."""
+    micro_batch: int = 8
+    """Pairs in one forward and backward pass of one process; gradients accumulate over the rest."""
     learning_rate: float = 3e-6
     num_warmup_steps: int = 500
     """Linear warm-up, then linear decay to zero."""
     weight_decay: float = 0.3
     max_grad_norm: float = 1.0
-    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the judge's forward passes; its weights, gradients and scores are fp32."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "micro_batch"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("num_warmup_steps", "weight_decay"):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "positive")
 
 
-def preference_loss(
-    scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"], weight: Float[Tensor, " b"]
-) -> Float[Tensor, ""]:
-    """The weighted mean cross-entropy of the label under softmax over two scores, ties shifted to an optimum of 0.
+@dataclass(frozen=True, slots=True)
+class JudgeState:
+    """Everything that decides the rest of a judge's training, given its recipe and its pairs."""
+
+    pairs: str
+    """A digest of the training pairs; the order they come in is decided by seed and position."""
+    num_steps: int
+    """Optimizer steps done."""
+    seconds: float
+    calls: dict[str, int]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The cross-entropy of each label under softmax over two scores, ties shifted to an optimum of 0.
 
     By hand: scores (1, 0) and label 1 give -ln(.7311) = .3133; label .5 gives .8133 - .6931 = .1201, and 0 for equal
     scores.
     """
     target = torch.stack([label, 1 - label], 1)
     entropy = -(target * target.clamp_min(1e-12).log()).sum(1)
-    losses = -(target * F.log_softmax(scores, dim=1)).sum(1) - entropy
-    return (weight * losses).sum() / weight.sum()
+    return -(target * F.log_softmax(scores, dim=1)).sum(1) - entropy
 
 
-def train_judge(
-    model: StepAwarePreferenceModel,
-    tokenizer: CLIPTokenizer,
-    *,
-    base: FrozenBase,
-    draw: Callable[[int], ImagePairs],
-    config: JudgeTraining,
-    progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> float:
-    """Train all of the judge's weights in place and return the last loss, averaged over about 100 steps.
+class JudgeTrainer:
+    """A judge's training in progress. `step()` does the next step; `state()` is all it takes to go on elsewhere."""
 
-    `draw(step)` gives the batch of a step. Timesteps are uniform on 0 ... 999, one per pair, and both images of a
-    pair get the same noise.
-    """
-    device = model.logit_scale.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: linear_schedule(step, config.num_warmup_steps, config.num_steps)
-    )
-    model.train().requires_grad_(True)
-    average = math.log(2)
-    for step in range(config.num_steps):
-        pairs = draw(step)
-        generator = generator_for(config.seed, Purpose.JUDGE_TRAINING, step)
-        t = torch.randint(NUM_TRAIN_TIMESTEPS, (len(pairs.prompts),), generator=generator).to(device)
-        scores = score_pairs(model, tokenizer, base, pairs, t, generator)
-        loss = preference_loss(scores, pairs.label.to(device), pairs.weight.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        average += 0.01 * (loss.item() - average)
-        progress(step + 1, average)
-    model.eval().requires_grad_(False)
-    return average
+    def __init__(self, scorer: JudgeScorer, *, pairs: PreparedPairs, config: JudgeTraining, seed: int) -> None:
+        self.scorer = scorer
+        self.pairs = pairs
+        self.config = config
+        self.seed = seed
+        self.processes = processes()
+        model = scorer.model.train().requires_grad_(True)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
+        )
+        self.order = EpochOrder(len(pairs), seed=seed, purpose=Purpose.JUDGE_ORDER)
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.calls: Counter[str] = Counter()
 
+    def step(self) -> dict[str, Any]:
+        """Do one optimizer step and return its row of metrics."""
+        start = time.perf_counter()
+        size, rank, world = self.config.batch_size, self.processes.process_index, self.processes.num_processes
+        positions = range(self.num_steps * size, (self.num_steps + 1) * size)
+        weight = self.pairs.weight[[self.order[position] for position in positions]].sum().item()
+        loss, right, decided = self._sum(self._accumulate(list(positions)[rank::world], weight)).tolist()
+        self._check_finite(loss, "loss")
+        rate = self.config.learning_rate * linear_schedule(
+            self.num_steps, self.config.num_warmup_steps, self.config.num_steps
+        )
+        grad_norm = self._update(rate)
+        for calls in gather_object([self.scorer.take_calls()]):
+            self.calls.update(calls)
+        self.num_steps += 1
+        self.seconds += time.perf_counter() - start
+        accuracy = right / decided if decided else None
+        row = {"step": self.num_steps, "loss": loss, "accuracy": accuracy, "learning_rate": rate}
+        return row | {"grad_norm": grad_norm, "seconds": round(self.seconds, 3)}
 
-def score_pairs(
-    model: StepAwarePreferenceModel,
-    tokenizer: CLIPTokenizer,
-    base: FrozenBase,
-    pairs: ImagePairs,
-    t: Int[Tensor, " b"],
-    generator: torch.Generator,
-) -> Float[Tensor, "b 2"]:
-    """The judge's scores of both images of each pair, seen through the base model at timestep t.
+    def state(self) -> JudgeState:
+        """What `restore` takes on any number of processes."""
+        return JudgeState(
+            pairs=self.pairs.digest(),
+            num_steps=self.num_steps,
+            seconds=self.seconds,
+            calls=dict(self.calls),
+            model=self.scorer.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
 
-    Both images go through the base model in one batch, and the text tower sees each distinct prompt once.
-    """
-    device = model.logit_scale.device
-    estimates = base.noisy_estimates(pairs.images.to(device), pairs.prompts, t, generator).flatten(0, 1)
-    pixels = preprocess(estimates / 2 + 0.5, model.config.vision_config.image_size)
-    distinct = list(dict.fromkeys(pairs.prompts))
-    text = model.text_features(tokenize(tokenizer, model.config, distinct).to(device))
-    rows = torch.tensor([distinct.index(prompt) for prompt in pairs.prompts], device=device).repeat_interleave(2)
-    return model.score(model.image_features(pixels, t.repeat_interleave(2)), text[rows]).unflatten(0, (-1, 2))
+    def restore(self, state: JudgeState) -> None:
+        """Go on from a saved state, whose tensors it takes over; raises ValueError when it is of other pairs."""
+        if state.pairs != self.pairs.digest():
+            raise ValueError("data.pairs: they are not those this run began with; restore the data, or start a new run")
+        self.scorer.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.num_steps, self.seconds = state.num_steps, state.seconds
+        self.calls = Counter(state.calls)
 
+    def _accumulate(self, positions: list[int], total_weight: float) -> Float[Tensor, "3"]:
+        """Add this process's share of the gradient; returns its sums of loss, right and decided pairs.
 
-@torch.no_grad()
-def pair_accuracy(
-    model: StepAwarePreferenceModel,
-    tokenizer: CLIPTokenizer,
-    *,
-    base: FrozenBase,
-    batches: Sequence[ImagePairs],
-    timestep: int,
-    seed: int,
-) -> tuple[float, int]:
-    """How many pairs the judge orders as their label does at a timestep, and of how many.
+        The text tower runs once per distinct prompt: micro-batches leave their gradients at its output, and one
+        backward pass takes them through it.
+        """
+        sums = torch.zeros(3, device=self.scorer.device)
+        if not positions:
+            return sums
+        batch = self.pairs.take([self.order[position] for position in positions])
+        distinct = list(dict.fromkeys(batch.prompts))
+        text = self.scorer.text_features(distinct)
+        leaf = text.detach().requires_grad_(True)
+        rows = torch.tensor([distinct.index(prompt) for prompt in batch.prompts], device=self.scorer.device)
+        for start in range(0, len(positions), self.config.micro_batch):
+            part = slice(start, start + self.config.micro_batch)
+            draws = PromptNoise(
+                [generator_for(self.seed, Purpose.JUDGE_TRAINING, position) for position in positions[part]],
+                device=self.scorer.device,
+            )
+            t, noise = draws.choice(NUM_TRAIN_TIMESTEPS), draws.normal(*batch.latents.shape[2:])
+            label, weight = batch.label[part].to(t.device), batch.weight[part].to(t.device)
+            scores = self.scorer.scores(batch.latents[part], batch.cond[part], leaf[rows[part]], t, noise)
+            losses = preference_losses(scores, label) * weight / total_weight
+            losses.sum().backward()
+            right = agreement(scores.detach(), label)
+            sums += torch.stack([losses.detach().sum(), right.nansum(), right.isfinite().sum()]).to(sums)
+        text.backward(leaf.grad)
+        return sums
 
-    Pairs whose label is a tie are left out; equal scores count half.
-    """
-    right, total = 0.0, 0
-    for index, pairs in enumerate(batches):
-        t = torch.full((len(pairs.prompts),), timestep, device=model.logit_scale.device)
-        scores = score_pairs(
-            model, tokenizer, base, pairs, t, generator_for(seed, Purpose.EVALUATION, timestep, index)
-        ).cpu()
-        decided = pairs.label != 0.5
-        agreement = (scores[:, 0] - scores[:, 1]).sign() * (pairs.label - 0.5).sign()
-        right += float(((agreement + 1) / 2)[decided].sum())
-        total += int(decided.sum())
-    return right, total
+    def _update(self, rate: float) -> float:
+        """One optimizer step with the gradients of all processes; returns their norm."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self._sum(parameter.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
+        self._check_finite(norm, "gradient")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _check_finite(self, value: float, name: str) -> None:
+        if not math.isfinite(value):
+            raise ValueError(
+                f"the {name} is not a finite number in step {self.num_steps + 1}; the last checkpoint is whole: try a "
+                "lower training.learning_rate, or base.precision fp32"
+            )
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return reduce(value, "sum") if self.processes.num_processes > 1 else value
 
 
 def linear_schedule(step: int, num_warmup: int, num_steps: int) -> float:

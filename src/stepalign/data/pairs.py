@@ -200,6 +200,10 @@ def _caption(prompt: object) -> str:
         raise ValueError(f"the caption is of type {type(prompt).__name__}, not text")
     if not prompt.strip():
         raise ValueError("the caption is empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the caption holds half a character, which is no text") from None
     return prompt
 
 

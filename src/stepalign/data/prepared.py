@@ -15,17 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from stepalign.batch import Conditioning, LatentPairs
-from stepalign.checkpoint import replacing, write_text
+from stepalign.checkpoint import write_text
 from stepalign.data.pairs import BadRow, ImagePair, PairSource, RawPair, TooManyBadRows, read, to_tensor
+from stepalign.data.shards import is_whole, read_rows, save_shard, shard_columns, shard_path, shards_of
 from stepalign.parallel import processes
 
 SHARD_ROWS = 256
@@ -76,8 +74,8 @@ class PreparedPairs:
     def take(self, rows: list[int]) -> LatentPairs:
         """Some of the pairs with latents and embeddings, read from disk; raises ValueError when the files are gone."""
         prompts = [self.prompts[row] for row in rows]
-        latents = _read_rows([self.places[row] for row in rows], ["latents"])["latents"]
-        embeddings = _read_rows([self.prompt_places[prompt] for prompt in prompts], ["tokens", "pooled", "time_ids"])
+        latents = read_rows([self.places[row] for row in rows], ["latents"])["latents"]
+        embeddings = read_rows([self.prompt_places[prompt] for prompt in prompts], ["tokens", "pooled", "time_ids"])
         return LatentPairs(prompts, Conditioning(**embeddings), latents, self.label[rows], self.weight[rows])
 
 
@@ -109,7 +107,9 @@ def prepare(
     Raises TooManyBadRows when more than the share `max_bad` of the rows cannot be used, ValueError when no row has a
     label or the disk is too small.
     """
-    if not (folder / MANIFEST).is_file():
+    complete = _is_complete(folder)
+    processes().wait_for_everyone()  # before any process changes what the others have yet to look at
+    if not complete:
         folder.mkdir(parents=True, exist_ok=True)
         _encode_pairs(source, folder, encoder, max_bad, tick, tell)
         processes().wait_for_everyone()
@@ -134,12 +134,12 @@ def _encode_pairs(
 ) -> None:
     """Write this process's share of the shards that are not there yet."""
     rank, world = processes().process_index, processes().num_processes
-    first = next(shard for shard in count() if not _path(folder, "pairs", shard).is_file())
+    first = next(shard for shard in count() if not is_whole(shard_path(folder, "pairs", shard)))
     bad: list[BadRow] = []
     told = False
     for shard, rows in enumerate(_chunks(source.rows(first * SHARD_ROWS)), start=first):
-        path = _path(folder, "pairs", shard)
-        if shard % world != rank or path.is_file():
+        path = shard_path(folder, "pairs", shard)
+        if shard % world != rank or is_whole(path):
             continue
         bad += _write_shard(path, rows, encoder)
         tick(shard * SHARD_ROWS + len(rows), source.num_rows or 0)
@@ -162,52 +162,51 @@ def _chunks(rows: Iterator[RawPair]) -> Iterator[list[RawPair]]:
 
 def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> list[BadRow]:
     """Read, label and encode some rows; returns those that cannot be used."""
-    rows = [read(raw) for raw in raw_rows]
-    pairs = [row for row in rows if isinstance(row, ImagePair) and (encoder.label or row.label is not None)]
-    bad = [row for row in rows if isinstance(row, BadRow)]
+    bad: list[BadRow] = []
     latents: list[Tensor] = []
+    prompts: list[str] = []
     labels: list[float | None] = []
-    for start in range(0, len(pairs), encoder.batch_size):
-        chunk = pairs[start : start + encoder.batch_size]
-        images = torch.stack([torch.stack([to_tensor(image, encoder.size) for image in pair.images]) for pair in chunk])
+    weights: list[float] = []
+    for start in range(0, len(raw_rows), encoder.batch_size):  # few decoded pictures at a time
+        rows = [read(raw) for raw in raw_rows[start : start + encoder.batch_size]]
+        bad += [row for row in rows if isinstance(row, BadRow)]
+        pairs = [row for row in rows if isinstance(row, ImagePair) and (encoder.label or row.label is not None)]
+        if not pairs:
+            continue
+        images = torch.stack([torch.stack([to_tensor(image, encoder.size) for image in pair.images]) for pair in pairs])
         latents.append(encoder.encode_images(images.flatten(0, 1)).unflatten(0, (-1, 2)).cpu())
-        if encoder.label is None:
-            labels += [pair.label for pair in chunk]
-        else:
-            labels += encoder.label(images, [pair.prompt for pair in chunk]).tolist()
-    columns = {
-        "num_rows": len(rows),
-        "prompts": [pair.prompt for pair in pairs],
-        "label": labels,
-        "weight": [pair.weight for pair in pairs],
-        "bad": [[row.where, row.reason] for row in bad],
-    }
-    _save(path, {"latents": torch.cat(latents)} if latents else {}, columns)
+        captions = [pair.prompt for pair in pairs]
+        prompts += captions
+        weights += [pair.weight for pair in pairs]
+        labels += encoder.label(images, captions).tolist() if encoder.label else [pair.label for pair in pairs]
+    columns = {"num_rows": len(raw_rows), "prompts": prompts, "label": labels, "weight": weights}
+    columns["bad"] = [[row.where, row.reason] for row in bad]
+    save_shard(path, {"latents": torch.cat(latents)} if latents else {}, columns)
     return bad
 
 
 def _encode_prompts(folder: Path, encoder: PairEncoder) -> None:
     """Write this process's share of the embeddings of all distinct prompts."""
-    shards = [_columns(path) for path in _shards(folder, "pairs")]
+    shards = [shard_columns(path) for path in shards_of(folder, "pairs")]
     distinct = list(dict.fromkeys(prompt for columns in shards for prompt in columns["prompts"]))
     for shard, start in enumerate(range(0, len(distinct), SHARD_ROWS)):
-        path = _path(folder, "prompts", shard)
-        if shard % processes().num_processes != processes().process_index or path.is_file():
+        path = shard_path(folder, "prompts", shard)
+        if shard % processes().num_processes != processes().process_index or is_whole(path):
             continue
         prompts = distinct[start : start + SHARD_ROWS]
         cond = encoder.encode(prompts)
         fields = {"tokens": cond.tokens, "pooled": cond.pooled, "time_ids": cond.time_ids}
         tensors = {name: tensor.cpu() for name, tensor in fields.items() if tensor is not None}
-        _save(path, tensors, {"prompts": prompts})
+        save_shard(path, tensors, {"prompts": prompts})
 
 
 def _finish(source: PairSource, folder: Path, tell: Callable[[str], None]) -> None:
     """Count what is there and write the manifest."""
-    shards = [_columns(path) for path in _shards(folder, "pairs")]
+    shards = [shard_columns(path) for path in shards_of(folder, "pairs")]
     bad = [row for columns in shards for row in columns["bad"]]
     num_rows = sum(columns["num_rows"] for columns in shards)
     num_pairs = sum(len(columns["prompts"]) for columns in shards)
-    if num_pairs == 0:
+    if num_pairs == 0 and len(bad) < num_rows:
         raise ValueError(f"data.pairs: none of the {num_rows} rows of {source.name} has a label")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     num_unlabelled = num_rows - num_pairs - len(bad)
@@ -218,7 +217,7 @@ def _finish(source: PairSource, folder: Path, tell: Callable[[str], None]) -> No
 
 
 def _open(folder: Path) -> tuple[PreparedPairs, Manifest]:
-    shards = [(path, _columns(path)) for path in _shards(folder, "pairs")]
+    shards = [(path, shard_columns(path)) for path in shards_of(folder, "pairs")]
     label, weight = (
         torch.tensor([value for _, columns in shards for value in columns[name]], dtype=torch.float32)
         for name in ("label", "weight")
@@ -230,8 +229,8 @@ def _open(folder: Path) -> tuple[PreparedPairs, Manifest]:
         places=[(path, row) for path, columns in shards for row in range(len(columns["prompts"]))],
         prompt_places={
             prompt: (path, row)
-            for path in _shards(folder, "prompts")
-            for row, prompt in enumerate(_columns(path)["prompts"])
+            for path in shards_of(folder, "prompts")
+            for row, prompt in enumerate(shard_columns(path)["prompts"])
         },
     )
     values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -247,39 +246,9 @@ def _check_space(folder: Path, needed: int, num_rows: int) -> None:
         )
 
 
-def _read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:
-    """Rows of tensors from files, in order; names that the files do not have are left out."""
-    by_file: dict[Path, list[int]] = {}
-    for position, (path, _) in enumerate(places):
-        by_file.setdefault(path, []).append(position)
-    found: list[dict[str, Tensor]] = [{} for _ in places]
-    for path, positions in by_file.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                present = [name for name in names if name in set(file.keys())]
-                for position in positions:
-                    row = places[position][1]
-                    found[position] = {name: file.get_slice(name)[row : row + 1] for name in present}
-        except OSError as error:
-            raise ValueError(f"data.cache: {path} cannot be read any more; run again to make it anew") from error
-    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
-
-
-def _save(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"columns": json.dumps(columns)})
-
-
-def _columns(path: Path) -> dict[str, Any]:
-    """What a shard says of its rows."""
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["columns"])
-
-
-def _path(folder: Path, kind: str, shard: int) -> Path:
-    return folder / f"{kind}-{shard:06d}.safetensors"
-
-
-def _shards(folder: Path, kind: str) -> list[Path]:
-    return sorted(folder.glob(f"{kind}-*.safetensors"))
+def _is_complete(folder: Path) -> bool:
+    """Whether everything is there that the manifest counted."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    counted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["num_bytes"]
+    return counted == sum(path.stat().st_size for path in folder.glob("*.safetensors"))

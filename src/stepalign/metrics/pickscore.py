@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.clip import check_tokenizer, preprocess, resolve_folder, tokenize
+from stepalign.clip import check_tokenizer, load_clip, preprocess, resolve_folder, tokenize
 
 
 class PickScore:
@@ -25,11 +25,19 @@ class PickScore:
         self._text: dict[str, Float[Tensor, " e"]] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str, *, device: str | torch.device = "cpu") -> PickScore:
-        """Load a folder or hub repository with a CLIP model and its tokenizer, in fp32."""
+    def from_pretrained(
+        cls, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> PickScore:
+        """Load a folder or hub repository with a CLIP model and its tokenizer; the scale and the scores stay fp32.
+
+        Raises ValueError when weights are missing or not CLIP's.
+        """
         folder = resolve_folder(name)
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32)
-        return cls(model.to(device), CLIPTokenizer.from_pretrained(folder))
+        model = load_clip(folder)
+        scale = model.logit_scale.data
+        model.to(device, dtype)
+        model.logit_scale.data = scale.to(device)
+        return cls(model, CLIPTokenizer.from_pretrained(folder))
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])

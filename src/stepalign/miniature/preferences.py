@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
-from stepalign.batch import ImagePairs
 from stepalign.clip import preprocess
+from stepalign.data.pairs import RawPair
+from stepalign.data.prepared import PairEncoder, prepare
+from stepalign.evaluate_judge import compare_judges, score_held_out
+from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
 from stepalign.miniature.base import Progress, draw_pictures, halve_weights, optimise, text_config, tokenize
-from stepalign.models import sd
+from stepalign.models.base import BaseModel
+from stepalign.models.load import load
 from stepalign.policy import GuidedNetwork
 from stepalign.sampler import DDIM
 from stepalign.seeding import Purpose, generator_for
-from stepalign.statistics import wilson_interval
-from stepalign.train_judge import FrozenBase, JudgeTraining, pair_accuracy, preference_loss, train_judge
+from stepalign.train_judge import JudgeTrainer, JudgeTraining, preference_losses
 
 GUIDANCE_SCALE = 2.0
 TIMESTEPS = (0, 251, 501, 701, 951)
+SPLITS = ("train", "held-out")
+NUM_TRAINING_PAIRS, NUM_HELD_OUT_PAIRS = 32_000, 2000
+BLOCK = 256
+"""Pairs drawn at once."""
+SPM_TRAINING = JudgeTraining(
+    num_steps=1500,
+    batch_size=64,
+    micro_batch=64,
+    learning_rate=5e-4,
+    num_warmup_steps=100,
+    weight_decay=0.01,
+    precision="fp32",
+)
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -43,13 +66,38 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
 
 
-def draw_image_pairs(captions: list[str], num: int, generator: torch.Generator) -> ImagePairs:
-    """Labelled pairs of rendered pictures for captions drawn at random."""
+def draw_image_pairs(
+    captions: list[str], num: int, generator: torch.Generator
+) -> tuple[list[str], Float[Tensor, "b 2 3 h w"], Float[Tensor, " b"]]:
+    """Captions drawn at random, two rendered pictures in [0, 1] of each, and the annotator's labels."""
     index = torch.randint(len(captions), (num,), generator=generator).tolist()
     prompts = [captions[i] for i in index]
     first, second, label = world.draw_pairs(prompts, generator)
-    images = torch.stack([world.render(first, generator), world.render(second, generator)], 1) * 2 - 1
-    return ImagePairs(prompts, images, label, torch.ones(num))
+    return prompts, torch.stack([world.render(first, generator), world.render(second, generator)], 1), label
+
+
+class WorldPairs:
+    """The world's preference pairs as a source of rows: as many as wanted, drawn again whenever they are read."""
+
+    def __init__(self, *, split: str, num_rows: int) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"the miniature's pairs have the splits {' and '.join(SPLITS)}, not {split!r}")
+        self.name = f"miniature ({split})"
+        self.num_rows: int | None = num_rows
+        self._split = SPLITS.index(split)
+        self._captions = world.split_captions()[self._split]
+        self.fingerprint = hashlib.sha256(f"world pairs 1: {self.name}, {num_rows} rows".encode()).hexdigest()
+
+    def rows(self, start: int = 0) -> Iterator[RawPair]:
+        """The rows from number `start`, drawn in blocks that the split and their own number decide."""
+        for row in range(start, self.num_rows or 0):
+            block, index = divmod(row, BLOCK)
+            if row == start or index == 0:
+                generator = generator_for(0, Purpose.JUDGE_DATA, self._split, block)
+                prompts, images, label = draw_image_pairs(self._captions, BLOCK, generator)
+                pixels = (images * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+            pictures = (Image.fromarray(pixels[index, 0]), Image.fromarray(pixels[index, 1]))
+            yield RawPair(f"row {row}", prompts[index], pictures, label[index].item())
 
 
 def train_pickscore(
@@ -70,12 +118,12 @@ def train_pickscore(
         return loss, loss
 
     def preference() -> tuple[Tensor, Tensor]:
-        pairs = draw_image_pairs(captions, 64, generator)
-        pixels = preprocess(pairs.images.flatten(0, 1) / 2 + 0.5, world.PIXELS)
-        logits = model(input_ids=tokenize(tokenizer, pairs.prompts), pixel_values=pixels).logits_per_text
-        rows = torch.arange(len(pairs.prompts))
+        prompts, images, label = draw_image_pairs(captions, 64, generator)
+        pixels = preprocess(images.flatten(0, 1), world.PIXELS)
+        logits = model(input_ids=tokenize(tokenizer, prompts), pixel_values=pixels).logits_per_text
+        rows = torch.arange(len(prompts))
         scores = torch.stack([logits[rows, 2 * rows], logits[rows, 2 * rows + 1]], 1)
-        loss = preference_loss(scores, pairs.label, pairs.weight)
+        loss = preference_losses(scores, label).mean()
         return loss, loss
 
     def stage(name: str, loss_of: Callable[[], tuple[Tensor, Tensor]], rate: float, num_steps: int) -> float:
@@ -96,12 +144,6 @@ def train_pickscore(
     return model.eval().requires_grad_(False), losses
 
 
-def frozen_base(model: sd.StableDiffusion) -> FrozenBase:
-    """The miniature base model as its judge's training sees it."""
-    guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=GUIDANCE_SCALE)
-    return FrozenBase(model.encode, model.encode_images, model.decode, guided, DDIM(model.schedule(20)))
-
-
 def build_judges(
     base_folder: Path,
     pickscore_folder: Path,
@@ -112,47 +154,40 @@ def build_judges(
     progress: Progress,
 ) -> dict[str, object]:
     """Train both judges over a built base model and save them in half precision; returns losses and accuracies."""
-    model = sd.load(str(base_folder))
-    base = frozen_base(model)
+    model = load(str(base_folder))
     tokenizer = model.pipeline.tokenizer
     clip, losses = train_pickscore(
         tokenizer, contrastive_steps=steps[0], pair_steps=steps[1], seed=seed, progress=progress
     )
     clip.save_pretrained(pickscore_folder)
-    spm = StepAwarePreferenceModel.from_clip(clip)
-    captions, held_out = world.split_captions()
-    config = JudgeTraining(
-        num_steps=steps[2], batch_size=64, learning_rate=5e-4, num_warmup_steps=100, weight_decay=0.01, seed=seed
-    )
-    spm_loss = train_judge(
-        spm,
-        tokenizer,
-        base=base,
-        draw=lambda step: draw_image_pairs(captions, config.batch_size, generator_for(seed, Purpose.JUDGE_DATA, step)),
-        config=config,
-        progress=lambda step, loss: progress("spm", step, config.num_steps, loss),
-    )
-    spm.save_pretrained(spm_folder)
+    guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=GUIDANCE_SCALE)
+    base = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
+    scorer = JudgeScorer(StepAwarePreferenceModel.from_clip(clip), tokenizer, base)
+    figures = train_spm(scorer, model, num_steps=steps[2], seed=seed, progress=progress)
+    scorer.model.save_pretrained(spm_folder)
     for folder in (pickscore_folder, spm_folder):
         tokenizer.save_pretrained(folder)
         halve_weights(folder)
-    return (
-        losses
-        | {"spm_loss": spm_loss}
-        | measure_accuracy(
-            tokenizer, base, {"pickscore": StepAwarePreferenceModel.from_clip(clip).eval(), "spm": spm}, held_out
-        )
-    )
+    return losses | figures
 
 
-def measure_accuracy(
-    tokenizer: CLIPTokenizer, base: FrozenBase, judges: dict[str, StepAwarePreferenceModel], captions: list[str]
+def train_spm(
+    scorer: JudgeScorer, model: BaseModel, *, num_steps: int, seed: int, progress: Progress
 ) -> dict[str, object]:
-    """Each judge's held-out pair accuracy by timestep, with a 95 % interval, on the same noisy inputs."""
-    batches = [draw_image_pairs(captions, 250, generator_for(99, Purpose.JUDGE_DATA, index)) for index in range(8)]
-
-    def accuracy(judge: StepAwarePreferenceModel, timestep: int) -> dict[str, object]:
-        right, total = pair_accuracy(judge, tokenizer, base=base, batches=batches, timestep=timestep, seed=7)
-        return {"accuracy": right / total, "interval": wilson_interval(right, total), "pairs": total}
-
-    return {f"{name}_accuracy": {t: accuracy(judge, t) for t in TIMESTEPS} for name, judge in judges.items()}
+    """Train the step-aware preference model as the recipe spm-miniature does; returns its loss and accuracies."""
+    config = replace(SPM_TRAINING, num_steps=num_steps)
+    encoder = PairEncoder(model.encode, model.encode_images, (world.PIXELS, world.PIXELS), batch_size=64)
+    with tempfile.TemporaryDirectory() as cache:
+        pairs, held_out = (
+            prepare(WorldPairs(split=split, num_rows=num), Path(cache, split), encoder=encoder)[0]
+            for split, num in zip(SPLITS, (NUM_TRAINING_PAIRS, NUM_HELD_OUT_PAIRS), strict=True)
+        )
+        measure = partial(score_held_out, scorer, held_out, timesteps=TIMESTEPS, seed=0, batch_size=64)
+        start = measure()
+        trainer = JudgeTrainer(scorer, pairs=pairs, config=config, seed=seed)
+        loss = math.log(2)
+        for step in range(num_steps):
+            loss += 0.01 * (float(trainer.step()["loss"]) - loss)
+            progress("spm", step + 1, num_steps, loss)
+        accuracy, _ = compare_judges(start, measure(), held_out.label)
+    return {"spm_loss": loss, "accuracy": accuracy}

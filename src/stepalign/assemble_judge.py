@@ -1,0 +1,206 @@
+"""From a judge's recipe to the parts of its training: base model, data made ready, judge, trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from stepalign import miniature
+from stepalign.assemble import base_model, guided_network, load_spm, pickscore
+from stepalign.batch import Conditioning
+from stepalign.clip import first_line, load_clip, resolve_folder
+from stepalign.data.pairs import PairSource
+from stepalign.data.prepared import Labeller, Manifest, PairEncoder, PreparedPairs, prepare
+from stepalign.data.sources import open_pairs
+from stepalign.judge_recipes import JudgeRecipe, PairData
+from stepalign.judges.pairs import FrozenBase, JudgeScorer
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.judges.spm_files import WEIGHTS
+from stepalign.miniature.preferences import WorldPairs
+from stepalign.models.base import BaseModel
+from stepalign.parallel import processes
+from stepalign.protocols import Metric
+from stepalign.recipes import MINIATURE, public_name
+from stepalign.run_directory import Watcher
+from stepalign.sampler import DDIM
+from stepalign.seeding import EpochOrder, Purpose
+from stepalign.train_judge import JudgeTrainer
+
+Step = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeParts:
+    """What a judge's training works with."""
+
+    model: BaseModel
+    scorer: JudgeScorer
+    trainer: JudgeTrainer
+    held_out: PreparedPairs
+    manifest: Manifest
+    """Of the training data."""
+    held_out_name: str
+    """Where the held-out pairs come from, for people."""
+
+
+def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
+    """Load and check everything a recipe names and make its data ready; raises ValueError with what to do."""
+    data, evaluation = recipe.data, recipe.evaluation
+    source = _source("data.pairs", data.pairs, data.split, data.streaming, data.num_rows)
+    own = None
+    if evaluation.pairs is not None:
+        own = _source("evaluation.pairs", evaluation.pairs, evaluation.split, data.streaming, evaluation.num_pairs)
+    spm, tokenizer = _start(recipe)
+    model = base_model(recipe.model, recipe.base)
+    guided = guided_network(model, recipe.base)
+    relabel, relabelled_by = _relabel(data)
+    pairs, manifest = _prepared(source, data, model, relabel, relabelled_by, watcher)
+    if own is None:
+        pairs, held_out = split_by_prompt(pairs, share=evaluation.share, seed=recipe.seed)
+        name = f"{evaluation.share:.1%} of the prompts of {public_name(manifest.pairs)}"
+    else:
+        held_out, other = _prepared(own, data, model, None, "", watcher)
+        name = public_name(other.pairs)
+    held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
+    base = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
+    scorer = JudgeScorer(spm.to(processes().device), tokenizer, base, precision=recipe.training.precision)
+    trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
+    return JudgeParts(model, scorer, trainer, held_out, manifest, name)
+
+
+def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[PreparedPairs, PreparedPairs]:
+    """Training and held-out pairs without a prompt in common, a share of the prompts held out.
+
+    Raises ValueError when one of the two would be empty.
+    """
+    distinct = list(dict.fromkeys(pairs.prompts))
+    order = EpochOrder(len(distinct), seed=seed, purpose=Purpose.JUDGE_DATA)
+    held_out = {distinct[order[position]] for position in range(max(1, round(share * len(distinct))))}
+    parts = [
+        pairs.select([row for row, prompt in enumerate(pairs.prompts) if (prompt in held_out) == wanted])
+        for wanted in (False, True)
+    ]
+    if not all(len(part) for part in parts):
+        raise ValueError(
+            f"data.pairs: {len(distinct)} distinct prompts are too few to hold some out; give held-out pairs of their "
+            "own with --evaluation.pairs"
+        )
+    return parts[0], parts[1]
+
+
+def _source(field: str, name: str | None, split: str, streaming: bool, num_rows: int | None) -> PairSource:
+    if name is None:
+        raise ValueError(
+            f"{field}: this recipe has none; give a .jsonl or .parquet file, a folder with win/ and lose/, or a hub "
+            f"dataset with --{field}"
+        )
+    if name == MINIATURE:
+        return WorldPairs(split=split, num_rows=num_rows or 32_000)
+    try:
+        return open_pairs(name, split=split, streaming=streaming, num_rows=num_rows)
+    except ValueError as error:
+        section = field.partition(".")[0]
+        raise ValueError(
+            str(error).replace("data.pairs", field).replace("split must", f"{section}.split must")
+        ) from error
+
+
+def _start(recipe: JudgeRecipe) -> tuple[StepAwarePreferenceModel, CLIPTokenizer]:
+    """The model training begins with: a CLIP made step-aware, or a step-aware one that learns on."""
+    choice = recipe.judge
+    path = str(miniature.PICKSCORE) if choice.start == MINIATURE else choice.start
+    try:
+        if path.endswith(".bin") or _is_step_aware(resolve_folder(path)):
+            spm, tokenizer = load_spm(path)
+            own = {"timestep_conditioning": spm.timestep_conditioning, "preprocessing": spm.preprocessing}
+            for name, value in own.items():
+                if value != getattr(choice, name):
+                    raise ValueError(f"{path} has {name} {value}; say so with --judge.{name}")
+            return spm, tokenizer
+        folder = resolve_folder(path)
+        clip = load_clip(folder)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)  # the timestep embedder's weights, the same in every process
+            spm = StepAwarePreferenceModel.from_clip(
+                clip, timestep_conditioning=choice.timestep_conditioning, preprocessing=choice.preprocessing
+            )
+        return spm, CLIPTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ValueError(
+            f"judge.start: {first_line(error)}; give a CLIP's folder or hub id with --judge.start"
+        ) from error
+
+
+def _is_step_aware(folder: Path) -> bool:
+    """Whether a folder's weights have more than CLIP's."""
+    if not (folder / WEIGHTS).is_file():
+        return False
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        return any("adaLN_modulation" in key for key in list(file.keys()))
+
+
+def _relabel(data: PairData) -> tuple[Labeller | None, str]:
+    """What gives pairs new labels, and a digest of it."""
+    if data.relabel_with is None:
+        return None, ""
+    try:
+        scorer = pickscore(data.relabel_with)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"data.relabel_with: {first_line(error)}; give a PickScore's folder or hub id") from error
+    return labeller(scorer, tie_gap=data.tie_gap), weights_digest(scorer.model) + f" tie {data.tie_gap}"
+
+
+def labeller(metric: Metric, *, tie_gap: float) -> Labeller:
+    """Labels by a PickScore-like metric: a tie where its two probabilities differ by no more than `tie_gap`."""
+
+    @torch.no_grad()
+    def label(images: Float[Tensor, "b 2 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
+        both = [prompt for prompt in prompts for _ in range(2)]
+        scores = metric(images.flatten(0, 1).to(processes().device) / 2 + 0.5, both).unflatten(0, (-1, 2)).cpu()
+        gap = torch.tanh((scores[:, 0] - scores[:, 1]) / 2)  # the difference of the two probabilities
+        return torch.where(gap.abs() <= tie_gap, 0.5, (gap > 0).float())
+
+    return label
+
+
+def _prepared(
+    source: PairSource, data: PairData, model: BaseModel, label: Labeller | None, labelled_by: str, watcher: Watcher
+) -> tuple[PreparedPairs, Manifest]:
+    """A source's pairs in the cache, under a name that says what they were made from."""
+
+    def encode(prompts: list[str]) -> Conditioning:
+        cond = model.encode(prompts)
+        model.forget()
+        return cond
+
+    parts = [part for name, part in model.pipeline.components.items() if name == "vae" or "text_encoder" in name]
+    size = model.picture_size
+    scale = [model.pipeline.vae.config.scaling_factor, model.pipeline.vae.config.shift_factor]
+    made_from = [source.fingerprint, *map(weights_digest, parts), *scale, size, labelled_by]
+    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:20]
+    return prepare(
+        source,
+        Path(data.cache).expanduser() / key,
+        encoder=PairEncoder(encode, model.encode_images, size, batch_size=data.encode_batch, label=label),
+        max_bad=data.max_bad,
+        tick=lambda done, total: watcher.phase("prepare", done, total),
+        tell=watcher.note,
+    )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A digest of a module's weights and their precision."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

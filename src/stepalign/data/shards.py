@@ -1,0 +1,64 @@
+"""Files of rows: tensors that are read a row at a time, and plain columns in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepalign.checkpoint import replacing
+
+
+def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:
+    """Rows of tensors from files, in order; names that the files do not have are left out."""
+    by_file: dict[Path, list[int]] = {}
+    for position, (path, _) in enumerate(places):
+        by_file.setdefault(path, []).append(position)
+    found: list[dict[str, Tensor]] = [{} for _ in places]
+    for path, positions in by_file.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                present = [name for name in names if name in set(file.keys())]
+                for position in positions:
+                    row = places[position][1]
+                    found[position] = {name: file.get_slice(name)[row : row + 1] for name in present}
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"data.cache: {path} cannot be read any more; run again to make it anew") from error
+    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
+
+
+def save_shard(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) -> None:
+    """Write tensors, a row each, and plain columns beside them; a crash leaves the old file or the new one."""
+    with replacing(path) as temporary:
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, temporary, metadata={"columns": json.dumps(columns)})
+
+
+def shard_columns(path: Path) -> dict[str, Any]:
+    """What a shard says of its rows."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["columns"])
+
+
+def shard_path(folder: Path, kind: str, shard: int) -> Path:
+    """The file of a shard, by its number."""
+    return folder / f"{kind}-{shard:06d}.safetensors"
+
+
+def shards_of(folder: Path, kind: str) -> list[Path]:
+    """The shards of a kind that are there, in order."""
+    return sorted(folder.glob(f"{kind}-*.safetensors"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and was not cut short."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False

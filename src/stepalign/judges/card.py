@@ -1,0 +1,57 @@
+"""The model card of a trained judge, from the summary of its training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+
+def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any]) -> str:
+    """Markdown with the hub's metadata: base model, data, accuracy by noise level, the command, how to use it.
+
+    `recipe` is the training's recipe as YAML, `summary` its summary.json.
+    """
+    data, steps = summary["data"], summary["steps"]
+    metadata = {"library_name": "stepalign", "tags": ["step-aware-preference-model", "text-to-image", "reward-model"]}
+    links = {"base_model": summary["start"], "datasets": data["pairs"].partition(" ")[0].rstrip(",").partition("@")[0]}
+    metadata |= {key: [value] for key, value in links.items() if _is_hub_id(value)}
+    blocks = [
+        f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
+        f"# {name}",
+        f"A step-aware preference model ([SPO](https://arxiv.org/abs/2406.04314)) for `{summary['base']}`: it scores "
+        "the decoded x̂0 of a denoising step for a prompt, knowing the timestep. Trained with stepalign.",
+        "```python\nfrom stepalign import StepAwarePreferenceModel\n\n"
+        'judge = StepAwarePreferenceModel.from_pretrained("<this folder or repository>")\n```',
+        f"## Accuracy\n\nShare of held-out pairs ordered as their labels say ({summary['num_decided']} pairs of "
+        f"{data['held_out']}, ties left out, 95 % intervals), next to `{summary['start']}`, the model training began "
+        "with, on the same noisy inputs.",
+        _accuracy_table(summary["accuracy"]),
+        f"## Training\n\n{steps} steps on {summary['num_pairs']} pairs of {data['pairs']}; {data['num_skipped']} of "
+        f"{data['num_rows']} rows could not be read. Seed {summary['seed']}, {summary['device']}, "
+        + ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
+        + ".",
+        f"```\n{command}\n```",
+        f"<details><summary>The recipe</summary>\n\n```yaml\n{recipe}```\n\n</details>",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _accuracy_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| timestep | before training | trained | difference |", "|---|---|---|---|"]
+    for row in rows:
+        before, after = (_with_interval(row[which]["accuracy"], row[which]["interval"]) for which in ("start", "judge"))
+        difference = _with_interval(row["difference"], row["interval"], sign="+")
+        lines.append(f"| {row['timestep']} | {before} | {after} | {difference} |")
+    return "\n".join(lines)
+
+
+def _with_interval(value: float | None, interval: list[float], *, sign: str = "-") -> str:
+    if value is None:
+        return "–"
+    return f"{value:{sign}.3f} ({interval[0]:{sign}.3f} to {interval[1]:{sign}.3f})"
+
+
+def _is_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
