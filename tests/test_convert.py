@@ -71,6 +71,21 @@ def test_a_tokenizer_or_config_that_is_not_there_is_refused_before_anything_is_w
     assert not (tmp_path / "folder").exists()
 
 
+def test_without_a_hub_the_folder_waits_for_a_tokenizer_and_says_so(
+    released: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr("stepalign.clip.snapshot_download", refuse)
+    words = [word for word in released if word != "--tokenizer"]
+    words.pop(2)
+    assert main(["convert-judge", *words]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has no tokenizer yet" in line
+    assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_checkpoint_on_the_hub_is_named_owner_name_file(
     released: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from stepalign.clip import preprocess
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.metrics.pickscore import PickScore
 from stepalign.miniature import oracles, world
+from stepalign.miniature.preferences import build_judges
 from stepalign.miniature.world import QUALITY, Scenes, attributes_of, caption, draw_pairs, draw_scenes, render
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
@@ -276,3 +278,21 @@ def test_the_published_oracle_figures(model: BaseModel) -> None:
     measured += [metric(perfect, held_out).mean().item() for metric in (oracles.aesthetic, oracles.alignment)]
     assert measured == pytest.approx([0.57, 0.96, 0.94, 1.0], abs=0.01)
     assert oracles.aesthetic(decoded, held_out).mean().item() == pytest.approx(0.80, abs=0.01)
+
+
+def test_both_judges_are_built_over_a_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stepalign.miniature.preferences.NUM_TRAINING_PAIRS", 64)
+    monkeypatch.setattr("stepalign.miniature.preferences.NUM_HELD_OUT_PAIRS", 16)
+    steps: list[tuple[str, int]] = []
+    figures = build_judges(
+        miniature.MODEL,
+        tmp_path / "pickscore",
+        tmp_path / "spm",
+        seed=0,
+        steps=(1, 1, 2),
+        progress=lambda name, step, total, loss: steps.append((name, step)),
+    )
+    assert steps == [("clip", 1), ("pickscore", 1), ("spm", 1), ("spm", 2)]
+    assert [row["timestep"] for row in figures["accuracy"]] == [0, 251, 501, 701, 951]
+    PickScore.from_pretrained(str(tmp_path / "pickscore"))
+    StepAwarePreferenceModel.from_pretrained(tmp_path / "spm")

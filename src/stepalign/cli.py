@@ -209,11 +209,24 @@ def _convert_judge(arguments: argparse.Namespace) -> int:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: {output} exists and is not an empty directory; give another")
     config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
-    tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
     model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
-    check_tokenizer(tokenizer, model.config.text_config.vocab_size, "tokenizer")
+    tokenizer = None
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
+        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "tokenizer")
+    except ValueError:
+        if arguments.tokenizer is not None:
+            raise
+        tokenizer = None
     model.save_pretrained(output, dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
-    tokenizer.save_pretrained(output)
+    if tokenizer is None:
+        print(
+            f"stepalign: {RELEASED_TOKENIZER} cannot be reached, so the folder has no tokenizer yet: --judge.path "
+            "needs CLIP's tokenizer files in it",
+            file=sys.stderr,
+        )
+    else:
+        tokenizer.save_pretrained(output)
     print(output)
     return 0
 
