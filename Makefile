@@ -7,11 +7,13 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo judge miniature test lint format clean
 
 help:
 	@echo "make setup     create .venv and install stepalign with its tools, if not done yet"
 	@echo "make demo      align the miniature model            ARGS='--help' shows the options"
+	@echo "make judge     train the miniature's judge          ARGS='--output runs/judge'"
+	@echo "make miniature make the miniature from nothing      ARGS='--output build'"
 	@echo "make test      run the tests                        ARGS='-k sampler' picks some, ARGS='-m gpu' those for a GPU"
 	@echo "make lint      check format, style, types and the direction of imports"
 	@echo "make format    fix format and style"
@@ -41,6 +43,12 @@ CREATE = $(PYTHON) -c 'import $(RECENT)' 2>/dev/null || { \
 
 demo: setup
 	$(BIN)/stepalign demo $(ARGS)
+
+judge: setup
+	$(BIN)/stepalign train-judge spm-miniature $(ARGS)
+
+miniature: setup
+	$(BIN)/python -m stepalign.miniature.build $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,4 +1,4 @@
-"""The command line: `stepalign demo | train | train-judge | convert-judge | push-judge | env`."""
+"""The command line: `stepalign demo | train | train-judge | sweep | convert-judge | push-judge | env`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             case "push-judge":
                 _refuse(parser, rest)
                 return _push_judge(arguments)
+            case "sweep":
+                _refuse(parser, rest)
+                return _sweep(arguments)
             case "train-judge":
                 return _train_judge(arguments, rest)
             case _:
@@ -81,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         train.add_argument("recipe", nargs="?", metavar="RECIPE-OR-FILE.yaml", help="a named recipe, or a YAML file")
         train.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
+    sweep = commands.add_parser("sweep", allow_abbrev=False, help="run tables of recipes at several seeds and compare")
+    sweep.add_argument("file", type=Path, help="YAML with recipe, seeds, tables and changes")
+    sweep.add_argument("--output", type=Path, default=None, help="directory of the runs (runs/FILE)")
+    sweep.add_argument("--share", default="1/1", help="i/n: every n-th run from the i-th, for several machines (all)")
     push = commands.add_parser("push-judge", allow_abbrev=False, help="upload a trained judge to the Hugging Face hub")
     push.add_argument("folder", type=Path, help="the judge/ folder of a run")
     push.add_argument("repository", help="owner/name on the hub; created if need be")
@@ -121,6 +128,20 @@ def _train_judge(arguments: argparse.Namespace, rest: list[str]) -> int:
     with _bars() as bars:
         summary = run_judge(recipe, output, watcher=bars)
     return _finish(summary, output, show_accuracy)
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _quieten()
+    from stepalign.sweep import PAGE, load_sweep, run_sweep
+
+    part, slash, parts = arguments.share.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal()):
+        raise ValueError(f"share must be i/n, such as 1/4, got {arguments.share!r}")
+    sweep, output = load_sweep(arguments.file), arguments.output or Path("runs") / arguments.file.stem
+    with _bars() as bars:
+        run_sweep(sweep, output, share=(int(part), int(parts)), watcher=bars)
+    print(output / PAGE)
+    return 0
 
 
 def _wants_help(rest: list[str]) -> bool:

@@ -4,6 +4,7 @@ recipe.yaml      the resolved recipe; `stepalign train recipe.yaml` runs it agai
 metrics.jsonl    a row per round
 checkpoint.pt    what the same command goes on from
 adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`
+scores.jsonl     a row per held-out prompt: what the base and the aligned model scored
 summary.json     held-out scores, base against aligned, with intervals; work done
 report.html      all of it to look at
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
@@ -43,7 +45,7 @@ from stepalign.run_directory import (
 )
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
-ADAPTER = "adapter"
+ADAPTER, SCORES = "adapter", "scores.jsonl"
 NUM_EXAMPLES = 12
 
 
@@ -76,6 +78,8 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "scores": compare(*evaluated) if evaluated else {},
         **_work(parts, parts.trainer.seconds + time.perf_counter() - start),
     }
+    if evaluated:
+        _write_scores(output / SCORES, parts.held_out, *evaluated)
     write_report(
         output / REPORT,
         title=recipe.name,
@@ -189,6 +193,19 @@ def _work(parts: Parts, seconds: float) -> dict[str, Any]:
         "device": device_name(parts.model.device),
         "versions": versions(),
     }
+
+
+def _write_scores(path: Path, prompts: list[str], base: Generated, aligned: Generated) -> None:
+    """Every prompt's scores before and after, a line each."""
+
+    def row(scores: dict[str, Tensor], index: int) -> dict[str, float]:
+        return {name: values[index].item() for name, values in scores.items()}
+
+    lines = [
+        json.dumps({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
+        for index, prompt in enumerate(prompts)
+    ]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _examples(prompts: list[str], base: Generated, aligned: Generated) -> list[Example]:

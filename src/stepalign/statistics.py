@@ -42,7 +42,7 @@ def bca_interval(values: np.ndarray, *, level: float = 0.95, seed: int = 0) -> t
     if not np.isfinite(values).all():
         raise ValueError(f"{int((~np.isfinite(values)).sum())} of {num} values are not finite numbers")
     mean = values.mean()
-    if np.ptp(values) == 0:
+    if np.ptp(values) <= 1e-12 * np.abs(values).max():  # none but rounding's
         return float(mean), float(mean)
     rng = np.random.default_rng(seed)
     means = np.sort([values[rng.integers(num, size=num)].mean() for _ in range(NUM_RESAMPLES)])
