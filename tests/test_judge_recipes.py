@@ -50,7 +50,7 @@ def test_the_papers_settings(name: str, rate: float, num_steps: int) -> None:
     assert recipe.base.guidance_scale == 5.0
     assert (recipe.judge.start, recipe.judge.timestep_conditioning) == ("yuvalkirstain/PickScore_v1", True)
     assert recipe.judge.preprocessing == "clamp-first"
-    assert recipe.data.pairs == recipe.evaluation.pairs == "yuvalkirstain/pickapic_v1"
+    assert (recipe.data.pairs, recipe.evaluation.pairs) == ("yuvalkirstain/pickapic_v1", None)
     assert recipe.evaluation.timesteps == (0, 251, 501, 701, 951)
 
 
@@ -199,7 +199,7 @@ def test_values_at_the_edge_are_taken(words: str) -> None:
 
 
 def test_what_may_be_a_path_is_changed_and_nothing_else() -> None:
-    recipe = load_judge_recipe("spm-sdxl")
+    recipe = change(load_judge_recipe("spm-sdxl"), {"evaluation": {"pairs": "mine.jsonl"}})
     before, after = (leaves(to_plain(given)) for given in (recipe, map_paths(recipe, lambda name: f"/there/{name}")))
     changed = {name for name in before if before[name] != after[name]}
     places = {"model", "base.vae", "judge.start", "data.pairs", "data.relabel_with", "evaluation.pairs"}

@@ -63,7 +63,8 @@ class HeldOut:
     """Which pairs a judge is measured on, at which noise levels."""
 
     pairs: str | None = None
-    """Source of held-out pairs, in the forms of data.pairs; by default a share of the training prompts is held out."""
+    """Source of held-out pairs, in the forms of data.pairs, with people's labels; by default a share of the training
+    prompts is held out, whose labels are the training's."""
     split: str = "train"
     """Of a dataset."""
     share: float = 0.05
@@ -115,7 +116,6 @@ PICKAPIC = "yuvalkirstain/pickapic_v1"
 SPM_SD15 = JudgeRecipe(
     name="spm-sd15",
     data=PairData(pairs=PICKAPIC, streaming=True, num_rows=512_000),
-    evaluation=HeldOut(pairs=PICKAPIC, split="validation"),
 )
 SPM_SDXL = replace(
     SPM_SD15,
