@@ -1,4 +1,4 @@
-"""The command line: `stepalign demo | train | train-judge | sweep | convert-judge | push-judge | env`."""
+"""The command line: `stepalign demo | train | train-judge | sweep | plot | convert-judge | push-judge | env`."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
             case "push-judge":
                 _refuse(parser, rest)
                 return _push_judge(arguments)
+            case "plot":
+                _refuse(parser, rest)
+                return _plot(arguments)
             case "sweep":
                 _refuse(parser, rest)
                 return _sweep(arguments)
@@ -88,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("file", type=Path, help="YAML with recipe, seeds, tables and changes")
     sweep.add_argument("--output", type=Path, default=None, help="directory of the runs (runs/FILE)")
     sweep.add_argument("--share", default="1/1", help="i/n: every n-th run from the i-th, for several machines (all)")
+    plot = commands.add_parser("plot", allow_abbrev=False, help="draw a figure of the papers")
+    plot.add_argument("figure", choices=("weights",), help="weights: how the objectives weigh the timesteps")
+    plot.add_argument("--model", default="miniature", help="whose noise schedule (the miniature's, Stable Diffusion's)")
+    plot.add_argument("--num-steps", type=int, default=20, help="sampling steps (%(default)s)")
+    plot.add_argument("--output", type=Path, default=Path("weights.png"), help="PNG file to write (%(default)s)")
     push = commands.add_parser("push-judge", allow_abbrev=False, help="upload a trained judge to the Hugging Face hub")
     push.add_argument("folder", type=Path, help="the judge/ folder of a run")
     push.add_argument("repository", help="owner/name on the hub; created if need be")
@@ -141,6 +149,22 @@ def _sweep(arguments: argparse.Namespace) -> int:
     with _bars() as bars:
         run_sweep(sweep, output, share=(int(part), int(parts)), watcher=bars)
     print(output / PAGE)
+    return 0
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    _quieten()
+    from stepalign.assemble import base_model
+    from stepalign.checkpoint import replacing
+    from stepalign.figures import plot_weights
+    from stepalign.recipes import Model
+    from stepalign.sampler import DDIM
+
+    model = base_model(arguments.model, Model(num_steps=arguments.num_steps))
+    picture = plot_weights(DDIM(model.schedule(arguments.num_steps)))
+    with replacing(arguments.output) as temporary:
+        temporary.write_bytes(picture)
+    print(arguments.output)
     return 0
 
 

@@ -1,0 +1,45 @@
+"""Figures of the papers, as PNG files."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from matplotlib.figure import Figure
+
+from stepalign.objectives.stepwise import Stepwise, Weighting, target_weight
+from stepalign.protocols import Sampler
+
+WEIGHTINGS: tuple[Weighting, ...] = ("spo", "gradspo", "min-snr", "p2")
+
+
+def timestep_weights(sampler: Sampler) -> dict[str, dict[str, list[float]]]:
+    """a_t and kappa_t of every weighting at the sampler's stochastic timesteps, as columns; see `objectives.stepwise`.
+
+    "t" has the timesteps, "a" and "kappa" a column for every weighting.
+    """
+    timesteps = [t for t in sampler.timesteps if sampler.is_stochastic(t)]
+    t = torch.tensor(timesteps)
+    return {
+        "t": {"t": [float(step) for step in timesteps]},
+        "a": {name: target_weight(name, sampler, t).tolist() for name in WEIGHTINGS},
+        "kappa": {name: Stepwise(weighting=name).kappa(sampler, t).tolist() for name in WEIGHTINGS},
+    }
+
+
+def plot_weights(sampler: Sampler) -> bytes:
+    """How every objective weighs the timesteps (GradSPO figure 2a): a_t on the left, kappa_t on the right."""
+    weights = timestep_weights(sampler)
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, key, label in zip(figure.subplots(1, 2), ("a", "kappa"), ("$a_t$", r"$\kappa_t$"), strict=True):
+        for name, values in weights[key].items():
+            axes.plot(weights["t"]["t"], values, marker="o", markersize=3, label=name)
+        axes.set(xlabel="timestep t", ylabel=label, yscale="log")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_title("weight of the squared distance to the target", fontsize="medium")
+    figure.axes[1].set_title("whole weight of a timestep in the loss", fontsize="medium")
+    figure.axes[0].legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    return buffer.getvalue()
