@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from stepalign.cli import main
+from stepalign.config import change
 from stepalign.figures import plot_weights, timestep_weights
+from stepalign.gains import measure_gains
+from stepalign.job import run
+from stepalign.recipes import RECIPES
 from stepalign.sampler import DDIM
 
 
@@ -37,3 +42,43 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["plot", "weights", "--num-steps", "0", "--output", str(tmp_path / "no.png")]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "base.num_steps must be between 1 and 999" in line
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = change(
+        RECIPES["gradspo-miniature"],
+        {
+            "base": {"num_steps": 4},
+            "branching": {"num_candidates": 2, "timestep_range": [0, 999]},
+            "training": {"num_rounds": 1, "prompts_per_round": 2, "learning_rate": 0.01},
+            "evaluation": {"num_prompts": 3, "batch_size": 2},
+        },
+    )
+    output = tmp_path_factory.mktemp("runs") / "run"
+    run(recipe, output)
+    return output
+
+
+def test_gains_are_measured_at_every_timestep_and_end_in_the_evaluations(finished_run: Path) -> None:
+    """At 0 the samples are those of the run's evaluation, so that their mean scores are the summary's."""
+    gains = measure_gains(finished_run, num_prompts=8)
+    summary = json.loads((finished_run / "summary.json").read_text())["scores"]
+    assert gains.keys() == summary.keys() == {"judge", "aesthetic", "alignment"}
+    for metric, rows in gains.items():
+        assert list(rows) == ["751", "501", "251", "1", "0"]
+        assert rows["0"]["base"] == pytest.approx(summary[metric]["base"], abs=1e-5)
+        assert rows["0"]["aligned"] == pytest.approx(summary[metric]["aligned"], abs=1e-5)
+    assert any(row["difference"] != 0 for row in gains["judge"].values())
+    assert json.loads((finished_run / "gains.json").read_text()) == {"num_prompts": 3, "gains": gains}
+
+
+def test_the_command_draws_a_runs_gains(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "gains", str(finished_run), "--num-prompts", "2"]) == 0
+    assert capsys.readouterr().out.strip() == str(finished_run / "gains.png")
+    assert (finished_run / "gains.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_directory_that_is_no_run_has_no_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plot", "gains", str(tmp_path)]) == 1
+    assert "has no recipe.yaml; give the directory of a run" in capsys.readouterr().err

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import tyro
 from rich.console import Console
 
+from stepalign.commands import convert_judge, env, plot, push_judge
 from stepalign.config import change, load_named, parse_flags
-from stepalign.console import RoundBars, show_accuracy, show_scores
+from stepalign.console import progress_bars, quieten, show_accuracy, show_scores
 from stepalign.recipes import RECIPES, Recipe, load_recipe
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 QUIET |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DATASETS_VERBOSITY": "error"}
-PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 USAGE = "stepalign {command} RECIPE-OR-FILE.yaml [--output DIR] [--field value ...] [--help]"
 REPORT = "report.html"
 
@@ -36,19 +34,19 @@ def main(argv: list[str] | None = None) -> int:
         match arguments.command:
             case "env":
                 _refuse(parser, rest)
-                return _env()
+                return env()
             case "convert-judge":
                 _refuse(parser, rest)
-                return _convert_judge(arguments)
+                return convert_judge(arguments)
             case "demo":
                 _refuse(parser, rest)
                 return _run(replace(RECIPES["gradspo-miniature"], seed=arguments.seed), arguments.output)
             case "push-judge":
                 _refuse(parser, rest)
-                return _push_judge(arguments)
+                return push_judge(arguments)
             case "plot":
                 _refuse(parser, rest)
-                return _plot(arguments)
+                return plot(arguments)
             case "sweep":
                 _refuse(parser, rest)
                 return _sweep(arguments)
@@ -91,8 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("file", type=Path, help="YAML with recipe, seeds, tables and changes")
     sweep.add_argument("--output", type=Path, default=None, help="directory of the runs (runs/FILE)")
     sweep.add_argument("--share", default="1/1", help="i/n: every n-th run from the i-th, for several machines (all)")
-    plot = commands.add_parser("plot", allow_abbrev=False, help="draw a figure of the papers")
-    plot.add_argument("figure", choices=("weights",), help="weights: how the objectives weigh the timesteps")
+    figures = commands.add_parser("plot", allow_abbrev=False, help="draw a figure of the papers").add_subparsers(
+        dest="figure", required=True
+    )
+    gains = figures.add_parser("gains", allow_abbrev=False, help="what a run changed at every timestep")
+    gains.add_argument("run", type=Path, help="directory of the run; gains.png and gains.json are written there")
+    gains.add_argument("--num-prompts", type=int, default=64, help="held-out prompts, from the first (%(default)s)")
+    plot = figures.add_parser("weights", allow_abbrev=False, help="how the objectives weigh the timesteps")
     plot.add_argument("--model", default="miniature", help="whose noise schedule (the miniature's, Stable Diffusion's)")
     plot.add_argument("--num-steps", type=int, default=20, help="sampling steps (%(default)s)")
     plot.add_argument("--output", type=Path, default=Path("weights.png"), help="PNG file to write (%(default)s)")
@@ -129,42 +132,26 @@ def _train_judge(arguments: argparse.Namespace, rest: list[str]) -> int:
     if arguments.recipe is None or _wants_help(rest):
         return _describe(arguments, rest, JUDGE_RECIPES, lambda name: JudgeRecipe(name=name))
     recipe = change(load_judge_recipe(arguments.recipe), parse_flags(rest))
-    _quieten()
+    quieten()
     from stepalign.judge_job import run_judge
 
     output = arguments.output or Path("runs") / recipe.name
-    with _bars() as bars:
+    with progress_bars() as bars:
         summary = run_judge(recipe, output, watcher=bars)
     return _finish(summary, output, show_accuracy)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    _quieten()
+    quieten()
     from stepalign.sweep import PAGE, load_sweep, run_sweep
 
     part, slash, parts = arguments.share.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise ValueError(f"share must be i/n, such as 1/4, got {arguments.share!r}")
     sweep, output = load_sweep(arguments.file), arguments.output or Path("runs") / arguments.file.stem
-    with _bars() as bars:
+    with progress_bars() as bars:
         run_sweep(sweep, output, share=(int(part), int(parts)), watcher=bars)
     print(output / PAGE)
-    return 0
-
-
-def _plot(arguments: argparse.Namespace) -> int:
-    _quieten()
-    from stepalign.assemble import base_model
-    from stepalign.checkpoint import replacing
-    from stepalign.figures import plot_weights
-    from stepalign.recipes import Model
-    from stepalign.sampler import DDIM
-
-    model = base_model(arguments.model, Model(num_steps=arguments.num_steps))
-    picture = plot_weights(DDIM(model.schedule(arguments.num_steps)))
-    with replacing(arguments.output) as temporary:
-        temporary.write_bytes(picture)
-    print(arguments.output)
     return 0
 
 
@@ -197,29 +184,13 @@ def _describe(
 
 
 def _run(recipe: Recipe, output: Path | None) -> int:
-    _quieten()
+    quieten()
     from stepalign.job import run  # loads diffusers: seconds that --help need not take
 
     output = output or Path("runs") / recipe.name
-    with _bars() as bars:
+    with progress_bars() as bars:
         summary = run(recipe, output, watcher=bars)
     return _finish(summary, output, show_scores)
-
-
-def _quieten() -> None:
-    """Keep the libraries from printing between the bars."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-
-
-def _bars() -> RoundBars:
-    from stepalign.parallel import processes
-
-    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process))
 
 
 def _finish(summary: dict[str, Any], output: Path, show: Callable[[dict[str, Any], Console], None]) -> int:
@@ -230,70 +201,6 @@ def _finish(summary: dict[str, Any], output: Path, show: Callable[[dict[str, Any
     if summary:
         show(summary, Console())
         print(output / REPORT)
-    return 0
-
-
-def _push_judge(arguments: argparse.Namespace) -> int:
-    """Upload a judge's folder."""
-    from stepalign.judges.spm_files import publish
-
-    print(publish(arguments.folder, arguments.repository, private=arguments.private))
-    return 0
-
-
-def _convert_judge(arguments: argparse.Namespace) -> int:
-    """Write a released step-aware preference model as config, safetensors and tokenizer."""
-    import torch  # like what follows, too slow to import for --help
-    from transformers import CLIPConfig, CLIPTokenizer
-
-    from stepalign.clip import check_tokenizer, resolve_folder
-    from stepalign.judges.spm import StepAwarePreferenceModel
-    from stepalign.judges.spm_files import RELEASED_TOKENIZER
-
-    output = arguments.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"output: {output} exists and is not an empty directory; give another")
-    config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
-    model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
-    tokenizer = None
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
-        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "tokenizer")
-    except ValueError:
-        if arguments.tokenizer is not None:
-            raise
-        tokenizer = None
-    model.save_pretrained(output, dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
-    if tokenizer is None:
-        print(
-            f"stepalign: {RELEASED_TOKENIZER} cannot be reached, so the folder has no tokenizer yet: --judge.path "
-            "needs CLIP's tokenizer files in it",
-            file=sys.stderr,
-        )
-    else:
-        tokenizer.save_pretrained(output)
-    print(output)
-    return 0
-
-
-def _env() -> int:
-    """Print versions and devices."""
-    import torch
-
-    print(f"python {platform.python_version()} on {platform.platform()}")
-    for package in PACKAGES:
-        try:
-            print(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            print(f"{package} not installed")
-    print(
-        f"cpu: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
-    if not torch.cuda.is_available():
-        print("cuda: none")
-    for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        print(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}")
     return 0
 
 

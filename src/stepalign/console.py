@@ -85,3 +85,20 @@ def show_accuracy(summary: dict[str, Any], console: Console) -> None:
         low, high = row["interval"]
         table.add_row(str(row["timestep"]), before, after, f"{row['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}")
     console.print(table)
+
+
+def quieten() -> None:
+    """Keep the libraries from printing between the bars."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def progress_bars() -> RoundBars:
+    """Bars on the main process's standard error."""
+    from stepalign.parallel import processes
+
+    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process))

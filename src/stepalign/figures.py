@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -40,6 +41,29 @@ def plot_weights(sampler: Sampler) -> bytes:
     figure.axes[0].set_title("weight of the squared distance to the target", fontsize="medium")
     figure.axes[1].set_title("whole weight of a timestep in the loss", fontsize="medium")
     figure.axes[0].legend()
+    return _png(figure)
+
+
+def plot_gains(gains: dict[str, dict[str, dict[str, Any]]]) -> bytes:
+    """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
+
+    `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.
+    """
+    figure = Figure(figsize=(4.2 * len(gains), 3.6), layout="constrained")
+    for axes, (metric, rows) in zip(figure.subplots(1, len(gains), squeeze=False)[0], gains.items(), strict=True):
+        timesteps = [int(t) for t in rows]
+        differences = [row["difference"] for row in rows.values()]
+        low, high = ([row["interval"][end] for row in rows.values()] for end in (0, 1))
+        axes.plot(timesteps, differences, marker="o", markersize=3)
+        axes.fill_between(timesteps, low, high, alpha=0.25)
+        axes.axhline(0, color="grey", linewidth=1)
+        axes.set(xlabel="timestep t", title=f"{metric}: aligned less base")
+        axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""The smaller commands of the command line; what is slow to import is imported where it is used."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from stepalign.console import progress_bars, quieten
+
+PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
+
+
+def plot(arguments: argparse.Namespace) -> int:
+    """Draw one of the papers' figures."""
+    quieten()
+    if arguments.figure == "gains":
+        from stepalign.gains import PICTURE, measure_gains
+
+        with progress_bars() as bars:
+            measure_gains(
+                arguments.run,
+                num_prompts=arguments.num_prompts,
+                tick=lambda done, total: bars.phase("evaluate", done, total),
+            )
+        print(arguments.run / PICTURE)
+        return 0
+    from stepalign.assemble import base_model
+    from stepalign.checkpoint import replacing
+    from stepalign.figures import plot_weights
+    from stepalign.recipes import Model
+    from stepalign.sampler import DDIM
+
+    model = base_model(arguments.model, Model(num_steps=arguments.num_steps))
+    picture = plot_weights(DDIM(model.schedule(arguments.num_steps)))
+    with replacing(arguments.output) as temporary:
+        temporary.write_bytes(picture)
+    print(arguments.output)
+    return 0
+
+
+def push_judge(arguments: argparse.Namespace) -> int:
+    """Upload a judge's folder."""
+    from stepalign.judges.spm_files import publish
+
+    print(publish(arguments.folder, arguments.repository, private=arguments.private))
+    return 0
+
+
+def convert_judge(arguments: argparse.Namespace) -> int:
+    """Write a released step-aware preference model as config, safetensors and tokenizer."""
+    import torch  # like what follows, too slow to import for --help
+    from transformers import CLIPConfig, CLIPTokenizer
+
+    from stepalign.clip import check_tokenizer, resolve_folder
+    from stepalign.judges.spm import StepAwarePreferenceModel
+    from stepalign.judges.spm_files import RELEASED_TOKENIZER
+
+    output = arguments.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output: {output} exists and is not an empty directory; give another")
+    config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
+    model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
+    tokenizer = None
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(resolve_folder(arguments.tokenizer or RELEASED_TOKENIZER))
+        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "tokenizer")
+    except ValueError:
+        if arguments.tokenizer is not None:
+            raise
+        tokenizer = None
+    model.save_pretrained(output, dtype=torch.bfloat16 if arguments.dtype == "bf16" else torch.float32)
+    if tokenizer is None:
+        print(
+            f"stepalign: {RELEASED_TOKENIZER} cannot be reached, so the folder has no tokenizer yet: --judge.path "
+            "needs CLIP's tokenizer files in it",
+            file=sys.stderr,
+        )
+    else:
+        tokenizer.save_pretrained(output)
+    print(output)
+    return 0
+
+
+def env() -> int:
+    """Print versions and devices."""
+    import torch
+
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for package in PACKAGES:
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} not installed")
+    print(
+        f"cpu: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    )
+    if not torch.cuda.is_available():
+        print("cuda: none")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        print(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.1f} GiB, CUDA {torch.version.cuda}")
+    return 0
