@@ -199,7 +199,7 @@ def _write_scores(path: Path, prompts: list[str], base: Generated, aligned: Gene
     """Every prompt's scores before and after, a line each."""
 
     def row(scores: dict[str, Tensor], index: int) -> dict[str, float]:
-        return {name: values[index].item() for name, values in scores.items()}
+        return {name: round(values[index].item(), 6) for name, values in scores.items()}
 
     lines = [
         json.dumps({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
