@@ -20,7 +20,7 @@ from stepalign.recipes import RECIPES, Recipe, load_recipe
 from stepalign.train import Trainer
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
-FILES = [ADAPTER, "checkpoint.pt", "metrics.jsonl", "recipe.yaml", "report.html", "summary.json"]
+FILES = [ADAPTER, "checkpoint.pt", "metrics.jsonl", "recipe.yaml", "report.html", "scores.jsonl", "summary.json"]
 SETTINGS = {
     "--base.num_steps": "3",
     "--branching.num_candidates": "2",
