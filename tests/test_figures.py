@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -76,7 +77,12 @@ def test_gains_are_measured_at_every_timestep_and_end_in_the_evaluations(finishe
 def test_the_command_draws_a_runs_gains(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "gains", str(finished_run), "--num-prompts", "2"]) == 0
     assert capsys.readouterr().out.strip() == str(finished_run / "gains.png")
-    assert (finished_run / "gains.png").read_bytes().startswith(b"\x89PNG")
+    picture = (finished_run / "gains.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    page = (finished_run / "report.html").read_text()
+    assert base64.b64encode(picture).decode() in page
+    assert "figure 2a" in page
+    assert "figure 2b" in page
 
 
 def test_a_directory_that_is_no_run_has_no_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

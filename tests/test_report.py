@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from pathlib import Path
@@ -251,3 +252,25 @@ def test_a_failed_write_leaves_the_old_page_and_no_scraps(page, tmp_path: Path, 
         page(title="the new page")
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+
+
+def test_the_figures_are_in_the_page_and_gains_come_and_are_replaced_later(page, tmp_path: Path) -> None:
+    first = page(weights=b"the weights", weighting="min-snr")
+    (weights,) = first.named("img")
+    assert weights["src"] == "data:image/png;base64," + base64.b64encode(b"the weights").decode()
+    assert "trained with min-snr" in first.text
+    assert "drawn here by stepalign plot gains" in first.text
+    for gains in (b"the gains", b"newer gains"):
+        report.add_gains(tmp_path / "report.html", gains)
+        result = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+        sources = [image["src"] for image in result.named("img")]
+        assert sources == [weights["src"], "data:image/png;base64," + base64.b64encode(gains).decode()]
+        assert "drawn here by" not in result.text
+        assert "Work done" in result.text
+
+
+def test_gains_need_a_page_with_room_for_them(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("<html></html>")
+    with pytest.raises(ValueError, match=r"report\.html has no place for the figure of gains"):
+        report.add_gains(tmp_path / "report.html", b"")
+    assert (tmp_path / "report.html").read_text() == "<html></html>"

@@ -16,8 +16,9 @@ from stepalign.config import to_plain
 from stepalign.figures import plot_gains
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe, load_recipe
+from stepalign.report import add_gains
 from stepalign.rollout import trajectory
-from stepalign.run_directory import CHECKPOINT, RECIPE
+from stepalign.run_directory import CHECKPOINT, RECIPE, REPORT
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.statistics import paired_difference
 
@@ -29,7 +30,8 @@ Scores = dict[str, dict[int, torch.Tensor]]
 def measure_gains(
     run: Path, *, num_prompts: int = 64, tick: Callable[[int, int], None] = lambda done, total: None
 ) -> dict[str, Any]:
-    """Measure a run's gains on its first held-out prompts, and write gains.json and gains.png beside its report.
+    """Measure a run's gains on its first held-out prompts, and write gains.json and gains.png beside its report and
+    the figure into it.
 
     The metrics are the run's judge, at each x̂0's own timestep, and its oracles. Returns metric -> timestep -> base,
     aligned, difference and its 95 % interval over prompts. Raises ValueError when the directory has no trained run, or
@@ -63,8 +65,11 @@ def measure_gains(
         for metric in base
     }
     write_text(run / GAINS, json.dumps({"num_prompts": len(prompts), "gains": gains}, indent=1) + "\n")
+    picture = plot_gains(gains)
     with replacing(run / PICTURE) as temporary:
-        temporary.write_bytes(plot_gains(gains))
+        temporary.write_bytes(picture)
+    if (run / REPORT).is_file():
+        add_gains(run / REPORT, picture)
     return gains
 
 

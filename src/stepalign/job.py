@@ -25,6 +25,7 @@ from stepalign.batch import pair
 from stepalign.checkpoint import RunState, load_state, save_state, write_text
 from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare, generate
+from stepalign.figures import plot_weights
 from stepalign.parallel import processes
 from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
@@ -89,6 +90,8 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         examples=_examples(parts.held_out, *evaluated) if evaluated else [],
         prompt=prompt,
         trajectory=trajectory,
+        weights=plot_weights(parts.sampler),
+        weighting=recipe.objective.weighting,
     )
     write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary

@@ -9,10 +9,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from stepalign.checkpoint import write_text
 from stepalign.page import (
     THUMBNAIL,
     Chart,
     chart,
+    data_url,
     decimals,
     difference_row,
     duration,
@@ -34,6 +36,9 @@ CURVES = (
     ("kept", "Pools kept", "candidate pools that gave a comparison", True),
 )
 """Key of a row of rounds, the curve's title, what is drawn, whether the value is a fraction shown in percent."""
+
+GAINS_START, GAINS_END = "<!-- gains -->", "<!-- /gains -->"
+"""Around the figure of gains in the page, or the words that stand for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,13 @@ def write_report(
     examples: list[Example],
     prompt: str,
     trajectory: list[TrajectoryStep],
+    weights: bytes | None = None,
+    weighting: str = "",
 ) -> None:
     """Write the self-contained page of a run to `path`, replacing it in one step.
 
-    Pictures are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's.
+    Pictures are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
+    `weights` the PNG of `figures.plot_weights`, `weighting` the run's own.
     Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
     """
     scores = summary.get("scores", {})
@@ -97,8 +105,28 @@ def write_report(
         "charts": _curves(rounds),
         "prompt": prompt,
         "trajectory": [_step_row(step, digits=step_digits) for step in trajectory],
+        "weights": None if weights is None else data_url(weights, kind="image/png"),
+        "weighting": weighting,
     }
     write_page(path, "report.html.j2", values)
+
+
+def add_gains(path: Path, png: bytes) -> None:
+    """Put the figure of gains by timestep into a run's report, in place of the one that was there.
+
+    Raises ValueError when the page has no room for it, as one of an older version.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, start, rest = page.partition(GAINS_START)
+    _, end, after = rest.partition(GAINS_END)
+    if not (start and end):
+        raise ValueError(f"{path} has no place for the figure of gains; it was written by an older version")
+    figure = (
+        f'<figure class="card plot"><img src="{data_url(png, kind="image/png")}" alt="Each metric\'s gain over the '
+        'timestep, with its interval">\n<figcaption>What training changed in x̂0 at each timestep, aligned less base on '
+        "the same noise, with 95 % intervals over held-out prompts (GradSPO, figure 2b).</figcaption></figure>"
+    )
+    write_text(path, f"{before}{start}\n{figure}\n{end}{after}")
 
 
 def _score_row(name: str, row: dict[str, Any], *, digits: int) -> dict[str, Any]:
