@@ -136,6 +136,12 @@ def table(rules: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def page(path: Path) -> str:
+    """The table of committed figures."""
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    return table(figures["continue_from"])
+
+
 def cell(value: dict[str, Any]) -> str:
     """A mean and its interval."""
     low, high = value["interval"]

@@ -162,3 +162,12 @@ def test_the_command_runs_a_sweep(
 def test_the_published_sweep_is_one() -> None:
     sweep = load_sweep(Path(__file__).parent.parent / "benchmarks/ablations.yaml")
     assert len(sweep.runs()) == 3 * 31
+
+
+def test_only_some_tables_can_be_run(tmp_path: Path, ran: list[tuple[Recipe, Path]]) -> None:
+    sweep = load_sweep(written(tmp_path))
+    results = run_sweep(sweep, tmp_path / "runs", only="Continuation", share=(2, 2))
+    assert [recipe.seed for recipe, _ in ran] == [1, 1]
+    assert [row["seeds"] for row in results["k"]] == [[1], []]
+    with pytest.raises(ValueError, match="only must be part of a table's name: continuation, k, got 'j'"):
+        run_sweep(sweep, tmp_path / "runs", only="j")

@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", allow_abbrev=False, help="run tables of recipes at several seeds and compare")
     sweep.add_argument("file", type=Path, help="YAML with recipe, seeds, tables and changes")
     sweep.add_argument("--output", type=Path, default=None, help="directory of the runs (runs/FILE)")
+    sweep.add_argument("--only", default="", help="run only the tables whose names contain this (all)")
     sweep.add_argument("--share", default="1/1", help="i/n: every n-th run from the i-th, for several machines (all)")
     figures = commands.add_parser("plot", allow_abbrev=False, help="draw a figure of the papers").add_subparsers(
         dest="figure", required=True
@@ -150,7 +151,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         raise ValueError(f"share must be i/n, such as 1/4, got {arguments.share!r}")
     sweep, output = load_sweep(arguments.file), arguments.output or Path("runs") / arguments.file.stem
     with progress_bars() as bars:
-        run_sweep(sweep, output, share=(int(part), int(parts)), watcher=bars)
+        run_sweep(sweep, output, only=arguments.only, share=(int(part), int(parts)), watcher=bars)
     print(output / PAGE)
     return 0
 

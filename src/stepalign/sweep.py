@@ -76,15 +76,24 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def run_sweep(
-    sweep: Sweep, output: Path, *, share: tuple[int, int] = (1, 1), watcher: Watcher | None = None
+    sweep: Sweep,
+    output: Path,
+    *,
+    only: str = "",
+    share: tuple[int, int] = (1, 1),
+    watcher: Watcher | None = None,
 ) -> dict[str, Any]:
-    """Do a sweep's runs, or every n-th of them from the i-th where `share` is (i, n), and collect what is done."""
+    """Do a sweep's runs and collect what is done; the runs of tables whose names contain `only`, and of these every
+    n-th from the i-th where `share` is (i, n)."""
     part, parts = share
     require(1 <= part <= parts, "share", f"{part}/{parts}", "i/n with i from 1 to n")
-    for number, (name, recipe) in enumerate(sweep.runs().items()):
+    tables = {table: rows for table, rows in sweep.tables.items() if only.lower() in table.lower()}
+    require(bool(tables), "only", repr(only), f"part of a table's name: {', '.join(sweep.tables)}")
+    runs = Sweep(sweep.seeds, tables).runs()
+    for number, (name, recipe) in enumerate(runs.items()):
         if number % parts == part - 1 and finished(output / name) is None:
             if watcher is not None:
-                watcher.note(f"{number + 1} of {len(sweep.runs())}: {name}")
+                watcher.note(f"{number + 1} of {len(runs)}: {name}")
             run(recipe, output / name, watcher=watcher)
     return collect(sweep, output)
 
@@ -139,10 +148,10 @@ def _collect_row(sweep: Sweep, output: Path, row: str, recipe: Recipe, first: Re
     result["seconds"] = [summary["seconds"] for summary in summaries if summary is not None]
     if not done:
         return result | {"scores": {}}
-    own = [_scores(output / directory(recipe, seed)) for seed in done]
+    own = [run_scores(output / directory(recipe, seed)) for seed in done]
     shared = [seed for seed in done if finished(output / directory(first, seed)) is not None]
     result["scores"] = {
-        metric: _gain(own, metric, [_scores(output / directory(first, seed)) for seed in shared])
+        metric: _gain(own, metric, [run_scores(output / directory(first, seed)) for seed in shared])
         if shared == done and recipe != first
         else _gain(own, metric, [])
         for metric in own[0]
@@ -162,7 +171,8 @@ def _gain(own: list[Scores], metric: str, first: list[Scores]) -> dict[str, Any]
     return found
 
 
-def _scores(run_directory: Path) -> Scores:
+def run_scores(run_directory: Path) -> Scores:
+    """What a finished run's held-out prompts scored."""
     rows = [json.loads(line) for line in (run_directory / SCORES).read_text(encoding="utf-8").splitlines()]
     return {
         metric: (
