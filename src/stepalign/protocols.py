@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 
 from stepalign.batch import Conditioning, StepComparisons
@@ -170,6 +172,42 @@ class Metric(Protocol):
     """Scores finished images with values in [0, 1]; larger is better."""
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerRecord:
+    """What must be known of a scorer to make its numbers again; goes into every result."""
+
+    name: str
+    """The column's name, with the version where versions differ: "hps-v2.1"."""
+    weights: str
+    """Where they came from: a hub id, or the last part of a local path."""
+    sha256: str
+    """Of the weights' files."""
+    preprocessing: str
+    """What happens to a picture before the network, in words."""
+    scale: str
+    """What the number is: "exp(logit_scale) cos", "100 cos"."""
+    needs_prompt: bool
+    libraries: dict[str, str]
+    """Versions of those that decide the number."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores finished pictures as published numbers were made; larger is better.
+
+    The same networks as a `Metric`, a differentiable reward on tensors, prepare pictures differently.
+    """
+
+    @property
+    def record(self) -> ScorerRecord:
+        """What its numbers are of; reading the weights' files for it may take seconds."""
+        ...
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
+        """One fp32 score per picture, on the CPU; pictures of any size and mode."""
+        ...
 
 
 @runtime_checkable

@@ -1,55 +1,71 @@
 """PickScore (Kirstain et al., arXiv 2305.01569): a CLIP fine-tuned on human preferences.
 
-score = exp(logit_scale) cos(image, text), what CLIPModel calls `logits_per_text`; PickScore_v1 gives 20 to 23.
+score = exp(logit_scale) cos(image, text), what CLIPModel calls `logits_per_text`; PickScore_v1 gives 20 to 23. Some
+published tables print the bare cosine, a hundredth of it.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.clip import check_tokenizer, load_clip, preprocess, resolve_folder, tokenize
+from stepalign.clip import preprocess
+from stepalign.metrics.clip_features import IN_MEMORY, ClipFeatures, Source, load_clip_folder
+from stepalign.metrics.pictures import CLIP_PREPROCESSING, check_pairs, checked_scores, clip_pixels
+from stepalign.protocols import ScorerRecord
+
+PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class PickScore:
-    """A CLIP-like scorer of images in tensors; each distinct prompt is embedded once."""
+    """A CLIP-like scorer; each distinct prompt is embedded once.
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-        check_tokenizer(tokenizer, model.config.text_config.vocab_size, "PickScore")
-        self.model = model.eval().requires_grad_(False)
+    Called with images in tensors it is a reward with gradients; `score` prepares pictures as published numbers did.
+    """
+
+    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
+        self.clip = ClipFeatures(model, tokenizer, name="PickScore", source=source)
+        self.model = self.clip.model
         self.tokenizer = tokenizer
-        self.num_texts = 0
-        self._text: dict[str, Float[Tensor, " e"]] = {}
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+        cls, name: str = PICKSCORE, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> PickScore:
         """Load a folder or hub repository with a CLIP model and its tokenizer; the scale and the scores stay fp32.
 
         Raises ValueError when weights are missing or not CLIP's.
         """
-        folder = resolve_folder(name)
-        model = load_clip(folder)
-        scale = model.logit_scale.data
-        model.to(device, dtype)
-        model.logit_scale.data = scale.to(device)
-        return cls(model, CLIPTokenizer.from_pretrained(folder))
+        model, tokenizer, source = load_clip_folder(name, device=device, dtype=dtype)
+        return cls(model, tokenizer, source=source)
+
+    @cached_property
+    def record(self) -> ScorerRecord:
+        """What its numbers are of; reads the weights' files when first asked for, which a reward never is."""
+        preprocessing = CLIP_PREPROCESSING.format(size=self.clip.image_size)
+        return self.clip.record("pickscore", preprocessing=preprocessing, scale="exp(logit_scale) cos")
+
+    @property
+    def num_texts(self) -> int:
+        """Prompts embedded so far."""
+        return self.clip.num_texts
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
-        self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
-        pixels = preprocess(images, self.model.config.vision_config.image_size)
-        image = F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
-        text = torch.stack([self._text[prompt] for prompt in prompts])
-        return self.model.logit_scale.float().exp() * (image * text).sum(-1)
+        """Scores of images in [0, 1]; gradients flow to the images."""
+        check_pairs(len(images), prompts)
+        return self._scaled(preprocess(images, self.clip.image_size), prompts)
 
     @torch.no_grad()
-    def _embed(self, prompts: list[str]) -> None:
-        if prompts:
-            ids = tokenize(self.tokenizer, self.model.config, prompts).to(self.model.device)
-            features = F.normalize(self.model.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)
-            self._text.update(zip(prompts, features, strict=True))
-            self.num_texts += len(prompts)
+    def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
+        """Scores of pictures, resized by PIL: `logits_per_text` of each pair, in fp32 on the CPU."""
+        check_pairs(len(images), prompts)
+        return checked_scores(self._scaled(clip_pixels(images, self.clip.image_size), prompts), "pickscore")
+
+    def _scaled(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:
+        scores: Tensor = self.model.logit_scale.float().exp() * self.clip.cosines(pixels, prompts)
+        return scores

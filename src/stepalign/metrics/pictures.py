@@ -1,0 +1,73 @@
+"""Pictures of any mode as the networks of scorers take them, prepared exactly as published numbers were made."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessorPil
+
+from stepalign.clip import CLIP_MEAN, CLIP_STD
+
+WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+CLIP_PREPROCESSING = "RGB, PIL bicubic to {size} on the short side, centre crop, CLIP mean and std"
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture in 8-bit RGB: transparency is dropped as PIL drops it, 16-bit greys are scaled, not cut off.
+
+    Raises ValueError for pictures without pixels, and for floating-point ones, whose white nobody knows.
+    """
+    if 0 in image.size:
+        raise ValueError(f"a picture of {image.width} by {image.height} pixels has none to score")
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F":
+        raise ValueError("a picture of floating-point pixels (PIL mode F) has no known white; save it with 8 bits")
+    if image.mode in WIDE:
+        levels = np.asarray(image).astype(np.int64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"a picture of mode {image.mode} has levels outside 0 to 65535; save it with 8 or 16 bits")
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours; PIL warns of the direct way
+    return image.convert("RGB")
+
+
+def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
+    """A picture in fp32 with values in [0, 1], made RGB by `as_rgb`."""
+    return torch.from_numpy(np.array(as_rgb(image))).movedim(2, 0).float() / 255
+
+
+def check_pairs(num_pictures: int, prompts: list[str]) -> None:
+    """Refuse an empty list, and pictures and prompts that do not pair off; raises ValueError."""
+    if num_pictures == 0:
+        raise ValueError("there are no pictures to score")
+    if num_pictures != len(prompts):
+        raise ValueError(f"there are {num_pictures} pictures and {len(prompts)} prompts; give one prompt per picture")
+
+
+def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"]:
+    """A scorer's numbers in fp32 on the CPU; raises ValueError for those that are no finite numbers."""
+    scores = scores.detach().float().cpu()
+    bad = (~scores.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"{name} gave {len(bad)} of {len(scores)} pictures no finite score, first picture {bad[0]} of its batch; "
+            "its weights are damaged, or their precision is too low"
+        )
+    return scores
+
+
+def clip_pixels(images: list[Image.Image], size: int) -> Float[Tensor, "b 3 s s"]:
+    """Pictures as CLIP's vision tower takes them, `CLIP_PREPROCESSING` says how; with PIL, as the papers had it."""
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+        image_mean=list(CLIP_MEAN),
+        image_std=list(CLIP_STD),
+    )
+    pixels: Tensor = processor([as_rgb(image) for image in images], return_tensors="pt").pixel_values
+    return pixels

@@ -1,0 +1,107 @@
+"""Pictures of any mode, as the networks of scorers take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from drawn import picture
+from PIL import Image
+
+from stepalign.clip import CLIP_MEAN, CLIP_STD
+from stepalign.metrics.pictures import as_rgb, as_tensor, check_pairs, checked_scores, clip_pixels
+
+
+def grey16(levels: list[int]) -> Image.Image:
+    return Image.fromarray(np.array([levels], dtype=np.uint16))
+
+
+def levels(image: Image.Image) -> list[list[int]]:
+    return np.array(as_rgb(image))[0].tolist()
+
+
+def transparent_palette() -> Image.Image:
+    """Two colours, the second half transparent."""
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    image.info["transparency"] = b"\xff\x80"
+    return image
+
+
+CASES: dict[str, tuple[Callable[[], Image.Image], list[list[int]]]] = {
+    "RGB": (lambda: Image.new("RGB", (1, 1), (1, 2, 3)), [[1, 2, 3]]),
+    "grey": (lambda: Image.new("L", (1, 1), 77), [[77, 77, 77]]),
+    "black and white": (lambda: Image.new("1", (1, 1), 1), [[255, 255, 255]]),
+    "RGBA keeps its colour where it is transparent": (lambda: Image.new("RGBA", (1, 1), (9, 8, 7, 0)), [[9, 8, 7]]),
+    "grey with transparency": (lambda: Image.new("LA", (1, 1), (50, 10)), [[50, 50, 50]]),
+    "palette": (lambda: Image.new("RGB", (1, 1), (40, 50, 60)).quantize(2), [[40, 50, 60]]),
+    "palette with transparency": (transparent_palette, [[10, 20, 30], [200, 100, 50]]),
+    "16 bits": (lambda: grey16([0, 257, 65535, 128, 129, 32768]), [[v] * 3 for v in (0, 1, 255, 0, 1, 128)]),
+    "32 bits": (lambda: grey16([0, 65535, 1000]).convert("I"), [[v] * 3 for v in (0, 255, 4)]),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_every_mode_becomes_rgb(case: str) -> None:
+    make, expected = CASES[case]
+    assert levels(make()) == expected
+
+
+def test_a_picture_of_unknown_range_or_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="mode F"):
+        as_rgb(Image.new("F", (2, 2)))
+    with pytest.raises(ValueError, match="outside 0 to 65535"):
+        as_rgb(Image.fromarray(np.array([[70000, 0]], dtype=np.int32)))
+    with pytest.raises(ValueError, match="0 by 4 pixels"):
+        as_rgb(Image.new("RGB", (0, 4)))
+
+
+def test_a_tensor_has_channels_first_and_values_to_one() -> None:
+    image = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 15)
+    tensor = as_tensor(image)
+    assert (tensor.shape, tensor.dtype) == ((3, 2, 3), torch.float32)
+    assert tensor[1, 1, 2].item() == pytest.approx(16 * 15 / 255)
+    assert as_tensor(Image.new("L", (1, 1), 255)).tolist() == [[[1.0]]] * 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 24), (24, 16), (9, 30), (5, 6), (31, 12)])
+def test_clips_pixels_are_a_resize_a_crop_and_a_scale(height: int, width: int) -> None:
+    """Short side to 8, the long side cut down to whole pixels, the middle kept; in whole levels, as PIL resizes."""
+    image = picture(height, width)
+    short = min(height, width)
+    rows, columns = int(8 * height / short), int(8 * width / short)
+    small = image.resize((columns, rows), Image.Resampling.BICUBIC)
+    top, left = (rows - 8) // 2, (columns - 8) // 2
+    cropped = np.array(small.crop((left, top, left + 8, top + 8)), dtype=np.float64) / 255
+    expected = torch.from_numpy((cropped - CLIP_MEAN) / CLIP_STD).permute(2, 0, 1)
+    torch.testing.assert_close(clip_pixels([image], 8)[0].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_pictures_of_several_sizes_and_modes_make_one_batch() -> None:
+    pictures = [picture(8, 30), picture(40, 20).convert("L"), transparent_palette()]
+    pixels = clip_pixels(pictures, 8)
+    assert (pixels.shape, pixels.dtype) == ((3, 3, 8, 8), torch.float32)
+    for image, row in zip(pictures, pixels, strict=True):
+        assert torch.equal(clip_pixels([image], 8)[0], row)
+
+
+def test_pairs_that_do_not_fit_are_refused() -> None:
+    check_pairs(2, ["a", "a"])
+    with pytest.raises(ValueError, match="there are no pictures"):
+        check_pairs(0, [])
+    with pytest.raises(ValueError, match="there are 1 pictures and 2 prompts"):
+        check_pairs(1, ["a", "b"])
+
+
+def test_scores_come_back_in_fp32_on_the_cpu_without_a_graph() -> None:
+    scores = checked_scores(torch.ones(2, dtype=torch.float64, requires_grad=True) * 2, "one")
+    assert (scores.tolist(), scores.dtype, scores.requires_grad) == ([2, 2], torch.float32, False)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_no_numbers_are_counted_and_named(value: float) -> None:
+    with pytest.raises(ValueError, match="one gave 2 of 4 pictures no finite score, first picture 1 of its batch"):
+        checked_scores(torch.tensor([1.0, value, 2.0, value]), "one")
