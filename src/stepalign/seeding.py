@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     JUDGE_TRAINING = 5
     JUDGE_DATA = 6
     JUDGE_ORDER = 7
+    GENERATION = 8
 
 
 def generator_for(seed: int, purpose: Purpose, *key: int) -> torch.Generator:
