@@ -122,7 +122,7 @@ def add_gains(path: Path, png: bytes) -> None:
     if not (start and end):
         raise ValueError(f"{path} has no place for the figure of gains; it was written by an older version")
     figure = (
-        f'<figure class="card plot"><img src="{data_url(png, kind="image/png")}" alt="Each metric\'s gain over the '
+        f'<figure class="card drawing"><img src="{data_url(png, kind="image/png")}" alt="Each metric\'s gain over the '
         'timestep, with its interval">\n<figcaption>What training changed in x̂0 at each timestep, aligned less base on '
         "the same noise, with 95 % intervals over held-out prompts (GradSPO, figure 2b).</figcaption></figure>"
     )
