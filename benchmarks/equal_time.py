@@ -20,8 +20,7 @@ from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
 from stepalign.config import change
-from stepalign.evaluate import generate
-from stepalign.protocols import Role
+from stepalign.held_out import measure
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.run_directory import device_name, versions
 from stepalign.statistics import paired_difference
@@ -77,23 +76,7 @@ def train(parts: Parts, seconds: float) -> dict[str, Any]:
 
 def evaluate(recipe: Recipe, parts: Parts) -> dict[str, Tensor]:
     """Every metric's gain, aligned less base, by held-out prompt."""
-    roles: tuple[Role, Role] = ("reference", recipe.export)
-    base, aligned = (
-        generate(
-            parts.policy.denoiser(role),
-            parts.sampler,
-            parts.judge,
-            prompts=parts.held_out,
-            encode=parts.model.encode,
-            decode=parts.model.decode,
-            latent_shape=parts.model.latent_shape,
-            metrics=parts.metrics,
-            seed=recipe.seed,
-            batch_size=recipe.evaluation.batch_size,
-            device=parts.model.device,
-        )
-        for role in roles
-    )
+    base, aligned = (measure(recipe, parts, role) for role in ("reference", recipe.export))
     return {name: aligned.scores[name].double() - base.scores[name].double() for name in base.scores}
 
 

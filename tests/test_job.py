@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from worlds import assert_same
 
@@ -117,3 +118,38 @@ def test_the_written_recipe_runs_from_any_directory(
     stepalign.run(written, tmp_path / "again")
     first, second = (tmp_path / name / "adapter/pytorch_lora_weights.safetensors" for name in ("run", "again"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_directory_from_before_a_field_goes_on_where_the_field_is_as_by_default(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    summary = stepalign.run(recipe, output)
+    written = yaml.safe_load((output / "recipe.yaml").read_text())
+    del written["guard"], written["evaluation"]["scorers"]
+    (output / "recipe.yaml").write_text(yaml.safe_dump(written))
+    assert stepalign.run(recipe, output) == json.loads(json.dumps(summary))
+    with pytest.raises(ValueError, match="its export is 'policy', this recipe's 'ema'"):
+        stepalign.run(change(recipe, {"export": "ema"}), output)
+    del written["export"]
+    (output / "recipe.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(ValueError, match="its export is 'policy', this recipe's 'ema'"):
+        stepalign.run(change(recipe, {"export": "ema"}), output)
+
+
+def test_a_scorer_may_not_take_an_oracles_name() -> None:
+    recipe = change(load_recipe("gradspo-miniature"), {"evaluation": {"scorers": ["aesthetic"]}})
+    with pytest.raises(ValueError, match=r"evaluation.scorers: aesthetic is the name of an oracle too"):
+        assemble(recipe)
+
+
+def test_a_runs_scorers_may_be_the_miniatures(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "base": {"num_steps": 3},
+        "branching": {"num_candidates": 2},
+        "training": {"num_rounds": 1, "prompts_per_round": 2},
+        "evaluation": {"num_prompts": 2, "scorers": ["miniature-aesthetic", "miniature-pickscore"]},
+    }
+    scores = stepalign.run(change(load_recipe("gradspo-miniature"), changes), tmp_path / "run")["scores"]
+    assert scores["miniature-aesthetic"]["base"] == pytest.approx(scores["aesthetic"]["base"], abs=0.02)
+    assert "miniature-pickscore" in scores

@@ -14,6 +14,7 @@ from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.judges.spm_files import RELEASED_TOKENIZER
 from stepalign.metrics.pickscore import PickScore
+from stepalign.metrics.picture_metric import PictureMetric
 from stepalign.miniature import oracles, world
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
@@ -23,6 +24,7 @@ from stepalign.prompts import load_prompts
 from stepalign.protocols import Judge, Metric
 from stepalign.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.sampler import DDIM
+from stepalign.scorers import load_scorer, scorer_entries
 from stepalign.train import Trainer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -48,6 +50,9 @@ def assemble(recipe: Recipe) -> Parts:
     """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
     prompts = _prompts(recipe.prompts, "prompts")
     held_out = _held_out(recipe)
+    scorers = scorer_entries(recipe.evaluation.scorers) if recipe.evaluation.scorers else {}
+    if both := scorers.keys() & set(recipe.evaluation.oracles):
+        raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
     model = base_model(recipe.model, recipe.base)
     judge, count_judge_texts = _judge(recipe, model)
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
@@ -70,6 +75,8 @@ def assemble(recipe: Recipe) -> Parts:
         loss_scaling=precision_of(recipe.base) == torch.float16,
     )
     metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
+    for name, entry in scorers.items():
+        metrics[name] = PictureMetric(load_scorer(entry, device=processes().device))
     return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics)
 
 

@@ -18,6 +18,7 @@ from stepalign import miniature
 from stepalign.assemble import base_model, guided_network, load_spm, pickscore
 from stepalign.batch import Conditioning
 from stepalign.clip import first_line, load_clip, resolve_folder
+from stepalign.config import public_name
 from stepalign.data.pairs import PairSource
 from stepalign.data.prepared import Labeller, Manifest, PairEncoder, PreparedPairs, prepare
 from stepalign.data.sources import open_pairs
@@ -29,7 +30,7 @@ from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel
 from stepalign.parallel import processes
 from stepalign.protocols import Metric
-from stepalign.recipes import MINIATURE, public_name
+from stepalign.recipes import MINIATURE
 from stepalign.run_directory import Watcher
 from stepalign.sampler import DDIM
 from stepalign.seeding import EpochOrder, Purpose

@@ -81,6 +81,11 @@ def absolute_path(name: str) -> str:
     return str(path.resolve()) if path.exists() else name
 
 
+def public_name(name: str) -> str:
+    """A name for readers elsewhere: of a path on this machine only its last part."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def parse_flags(words: Sequence[str]) -> dict[str, Any]:
     """`--a.b 1 --c x y` (or `--a.b=1`) as {"a": {"b": 1}, "c": ["x", "y"]}, values read as YAML reads them."""
     changes: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ from stepalign.statistics import paired_difference
 class Generated:
     """Images of prompts and their scores by metric."""
 
-    images: Float[Tensor, "n 3 h w"]
-    """In [0, 1], on the CPU."""
+    images: list[Float[Tensor, "3 h w"]]
+    """In [0, 1], on the CPU; of the first prompts only, as many as were to be kept."""
     scores: dict[str, Float[Tensor, " n"]]
 
 
@@ -40,25 +40,31 @@ def generate(
     seed: int,
     batch_size: int,
     device: torch.device,
+    rows: Sequence[int] | None = None,
+    num_kept: int = 0,
     tick: Callable[[int], None] = lambda num: None,
 ) -> Generated:
     """One image per prompt, image i from its own generator at any batch size, with the judge's score of the sample at
-    timestep 0 and every metric's of the image."""
+    timestep 0 and every metric's of the image.
+
+    `rows` are the prompts to draw, all by default; the images of the first `num_kept` prompts are kept.
+    """
+    rows = range(len(prompts)) if rows is None else rows
     images: list[Tensor] = []
-    scores: dict[str, list[Tensor]] = {name: [] for name in ("judge", *metrics)}
-    for start in range(0, len(prompts), batch_size):
-        chunk = prompts[start : start + batch_size]
-        rows = range(start, start + len(chunk))
-        noise = PromptNoise([generator_for(seed, Purpose.EVALUATION, row) for row in rows], device=device)
+    scores: dict[str, list[Tensor]] = {name: [torch.zeros(0)] for name in ("judge", *metrics)}
+    for start in range(0, len(rows), batch_size):
+        own = rows[start : start + batch_size]
+        chunk = [prompts[row] for row in own]
+        noise = PromptNoise([generator_for(seed, Purpose.EVALUATION, row) for row in own], device=device)
         x_0 = sample(denoise, sampler, cond=encode(chunk), latent_shape=latent_shape, noise=noise)
         image = (decode(x_0) / 2 + 0.5).clamp(0, 1).cpu()
         zero = torch.zeros(len(chunk), dtype=torch.long, device=device)
         scores["judge"].append(judge(x_0, x_0, zero, chunk).cpu())
         for name, metric in metrics.items():
             scores[name].append(metric(image, chunk).cpu())
-        images.append(image)
+        images += [picture for row, picture in zip(own, image, strict=True) if row < num_kept]
         tick(len(chunk))
-    return Generated(torch.cat(images), {name: torch.cat(rows) for name, rows in scores.items()})
+    return Generated(images, {name: torch.cat(rows) for name, rows in scores.items()})
 
 
 def compare(base: Generated, aligned: Generated) -> dict[str, dict[str, object]]:

@@ -4,6 +4,7 @@ recipe.yaml      the resolved recipe; `stepalign train recipe.yaml` runs it agai
 metrics.jsonl    a row per round
 checkpoint.pt    what the same command goes on from
 adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`
+guard.jsonl      held-out scores during training, where the recipe has a guard
 scores.jsonl     a row per held-out prompt: what the base and the aligned model scored
 summary.json     held-out scores, base against aligned, with intervals; work done
 report.html      all of it to look at
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
 from stepalign.checkpoint import RunState, load_state, save_state, write_text
 from stepalign.config import to_yaml
-from stepalign.evaluate import Generated, compare, generate
+from stepalign.evaluate import Generated, compare
 from stepalign.figures import plot_weights
+from stepalign.guard import GuardWatch
+from stepalign.held_out import measure
 from stepalign.parallel import processes
 from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
@@ -54,22 +56,25 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     """Do what a recipe says in a directory of its own and return the summary.
 
     The same call on an unfinished run's directory goes on from its last checkpoint; on a finished one it only
-    returns the summary. In a distributed run the main process evaluates and reports; the others return an empty
-    summary when training is done. Raises ValueError, before writing anything, when the recipe cannot be run or the
+    returns the summary. In a distributed run all processes train and measure, and the main one reports; the others
+    return an empty summary. Raises ValueError, before writing anything, when the recipe cannot be run or the
     directory is another run's.
     """
     recipe, output, watcher = with_absolute_paths(recipe), Path(output), watcher or Silence()
-    claim(output, to_yaml(recipe))
+    claim(output, to_yaml(recipe), default=to_yaml(Recipe(name=recipe.name)))
     if (done := finished(output)) is not None:
         return done
     parts = assemble(recipe)
     rows = _resume(parts, output)
-    _train(recipe, parts, output, rows, watcher)
+    guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
+    _train(recipe, parts, output, rows, watcher, guard)
+    start = time.perf_counter()
+    if processes().is_main_process:
+        parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
+    evaluated = _evaluate(recipe, parts, watcher)
+    parts.trainer.book("evaluation")
     if not processes().is_main_process:
         return {}
-    start = time.perf_counter()
-    parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
-    evaluated = _evaluate(recipe, parts, watcher)
     prompt = parts.held_out[0] if parts.held_out else parts.trainer.stream.prompts[0]
     trajectory = follow(recipe, parts, prompt)
     summary = {
@@ -77,6 +82,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "seed": recipe.seed,
         "num_prompts": len(parts.held_out),
         "scores": compare(*evaluated) if evaluated else {},
+        **({} if guard is None else {"guard": guard.summary()}),
         **_work(parts, parts.trainer.seconds + time.perf_counter() - start),
     }
     if evaluated:
@@ -137,17 +143,32 @@ def _resume(parts: Parts, output: Path) -> list[dict[str, Any]]:
     return read_rows(output, parts.trainer.num_rounds)
 
 
-def _train(recipe: Recipe, parts: Parts, output: Path, rows: list[dict[str, Any]], watcher: Watcher) -> None:
-    """Do the remaining rounds; `rows` grows by theirs."""
+def _train(
+    recipe: Recipe,
+    parts: Parts,
+    output: Path,
+    rows: list[dict[str, Any]],
+    watcher: Watcher,
+    guard: GuardWatch | None,
+) -> None:
+    """Do the remaining rounds, or those until the guard stops them; `rows` grows by theirs."""
     trainer, total = parts.trainer, recipe.training.num_rounds
     is_main = processes().is_main_process
-    while trainer.num_rounds < total:
+    if guard is not None and guard.stopped:
+        return guard.restore()
+    if guard is not None and trainer.num_rounds == 0:
+        guard.look()
+    stopped = False
+    while trainer.num_rounds < total and not stopped:
         row = trainer.round(watcher.phase)
         rows.append(row)
         watcher.round(row, total)
         if is_main and not (output / RECIPE).is_file():  # not before a round worked, so that a failure leaves nothing
             write_text(output / RECIPE, to_yaml(recipe))
-        if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total):
+        if guard is not None:  # before the checkpoint, which has then counted its work
+            guard.look()
+            stopped = guard.stopped
+        if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total or stopped):
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT)
 
@@ -160,31 +181,15 @@ def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated
 
     def tick(num: int) -> None:
         nonlocal done
-        done += num
+        done = min(total, done + num)
         watcher.phase("evaluate", done, total)
 
-    results = [
-        generate(
-            parts.policy.denoiser(role),
-            parts.sampler,
-            parts.judge,
-            prompts=parts.held_out,
-            encode=parts.model.encode,
-            decode=parts.model.decode,
-            latent_shape=parts.model.latent_shape,
-            metrics=parts.metrics,
-            seed=recipe.seed,
-            batch_size=recipe.evaluation.batch_size,
-            device=parts.model.device,
-            tick=tick,
-        )
-        for role in ("reference", recipe.export)
-    ]
-    return results[0], results[1]
+    base = measure(recipe, parts, "reference", num_kept=NUM_EXAMPLES, tick=tick)
+    return base, measure(recipe, parts, recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
 
 
 def _work(parts: Parts, seconds: float) -> dict[str, Any]:
-    calls = parts.trainer.calls + Counter(parts.trainer.work("evaluation"))
+    calls = parts.trainer.calls
     texts = {"judge_texts": parts.count_judge_texts(), "base_texts": parts.model.num_encoded}
     return {
         "seconds": round(seconds, 1),

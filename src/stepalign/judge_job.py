@@ -23,14 +23,14 @@ import torch
 
 from stepalign.assemble_judge import JudgeParts, assemble_judge
 from stepalign.checkpoint import load_state, save_state, write_text
-from stepalign.config import to_yaml
+from stepalign.config import public_name, to_yaml
 from stepalign.evaluate_judge import Scores, compare_judges, held_out_noise, score_held_out
 from stepalign.judge_recipes import JudgeRecipe, PairData, map_paths
 from stepalign.judge_report import JudgedPair, JudgedStep, write_judge_report
 from stepalign.judges.card import model_card
 from stepalign.judges.spm_files import CARD
 from stepalign.parallel import processes
-from stepalign.recipes import local_path, public_name
+from stepalign.recipes import local_path
 from stepalign.run_directory import (
     CHECKPOINT,
     RECIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from stepalign.config import absolute_path, load_named, require
@@ -89,12 +88,31 @@ class Evaluation:
     """How many of them, from the first."""
     oracles: tuple[OracleName, ...] = ()
     """The miniature's oracles, beside the judge."""
+    scorers: tuple[str, ...] = ()
+    """Scorers of finished pictures, beside the judge, as `stepalign evaluate` names them: pickscore, hps-v2.1, ..., or
+    NAME=PATH."""
     batch_size: int = 8
     """Images sampled at once."""
 
     def __post_init__(self) -> None:
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "at least 2, for an interval")
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A watch for the judge being gamed: its score rises while a held-out metric falls."""
+
+    every: int = 0
+    """Rounds between measurements on held-out prompts, beginning before the first; 0 for no guard."""
+    num_prompts: int = 32
+    """How many of the held-out prompts, from the first."""
+    action: Literal["warn", "stop"] = "warn"
+    """"warn" says so and goes on; "stop" ends the training with the adapter of the metric's best round."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "guard.every", self.every, "at least 0")
+        require(self.num_prompts >= 2, "guard.num_prompts", self.num_prompts, "at least 2, for an interval")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +134,7 @@ class Recipe:
     objective: Stepwise = GRADSPO
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    guard: Guard = field(default_factory=Guard)
     export: Literal["policy", "ema"] = "policy"
     """Which adapter is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1
@@ -125,6 +144,13 @@ class Recipe:
         require(self.seed >= 0, "seed", self.seed, "at least 0")
         require(self.lora_rank >= 1, "lora_rank", self.lora_rank, "at least 1")
         require(self.checkpoint_every >= 1, "checkpoint_every", self.checkpoint_every, "at least 1")
+        watched = self.evaluation.prompts is not None and (self.evaluation.oracles or self.evaluation.scorers)
+        require(
+            self.guard.every == 0 or bool(watched),
+            "guard.every",
+            self.guard.every,
+            "0 without evaluation.prompts and evaluation.scorers, held-out metrics for it to watch",
+        )
         gradient = self.training.signal == "clean-gradient"
         windows = gradient and max(self.branching.num_inner_steps) > 1
         require(not windows, "branching.num_inner_steps", self.branching.num_inner_steps, "1 with a clean gradient")
@@ -220,13 +246,16 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         prompts=absolute(recipe.prompts),
         base=replace(base, config=absolute(base.config), vae=absolute(base.vae)),
         judge=replace(recipe.judge, path=local_path(recipe.judge.path)),
-        evaluation=replace(evaluation, prompts=absolute(evaluation.prompts)),
+        evaluation=replace(
+            evaluation, prompts=absolute(evaluation.prompts), scorers=tuple(map(_absolute_weights, evaluation.scorers))
+        ),
     )
 
 
-def public_name(name: str) -> str:
-    """A name for readers elsewhere: of a path on this machine only its last part."""
-    return Path(name).name if Path(name).is_absolute() else name
+def _absolute_weights(entry: str) -> str:
+    """A scorer NAME=PATH with its path named from the root."""
+    name, sign, source = entry.partition("=")
+    return f"{name}={absolute_path(source)}" if sign else entry
 
 
 def local_path(name: str) -> str:

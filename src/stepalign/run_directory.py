@@ -46,10 +46,10 @@ class Silence:
     def note(self, message: str) -> None: ...
 
 
-def claim(output: Path, recipe: str) -> None:
+def claim(output: Path, recipe: str, *, default: str = "") -> None:
     """Raise ValueError unless the directory can be written and is empty, absent, or of a run of this very recipe.
 
-    `recipe` is the recipe as YAML.
+    `recipe` is the recipe as YAML; what a directory of an older version says nothing of is as in the recipe `default`.
     """
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
@@ -63,7 +63,10 @@ def claim(output: Path, recipe: str) -> None:
         return
     if not (output / RECIPE).is_file():
         raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
-    theirs, ours = (_flat(yaml.safe_load(text)) for text in ((output / RECIPE).read_text(), recipe))
+    theirs, ours, usual = (
+        _flat(yaml.safe_load(text) or {}) for text in ((output / RECIPE).read_text(), recipe, default)
+    )
+    theirs = usual | theirs
     different = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
     if different:
         key = min(different)

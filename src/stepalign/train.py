@@ -136,14 +136,14 @@ class Trainer:
         """Do one round and return its row of metrics."""
         start = time.perf_counter()
         experience = self._collect(tick)
-        self._book("sampling")
+        self.book("sampling")
         updates = self._schedule(sorted(gather_object(list(experience.ids))))
         rows: list[dict[str, float]] = []
         grad_norms = []
         for index, ids in enumerate(updates):
             grad_norms.append(self._update(experience, ids, rows))
             tick("train", index + 1, len(updates))
-        self._book("training")
+        self.book("training")
         self.num_rounds += 1
         self.num_comparisons += sum(len(ids) for ids in updates)
         self.seconds += time.perf_counter() - start
@@ -267,7 +267,7 @@ class Trainer:
         self._judged = self.judge.num_images
         return work
 
-    def _book(self, phase: str) -> None:
+    def book(self, phase: str) -> None:
         """Add the work of all processes to the run's."""
         for work in gather_object([self.work(phase)]):
             self.calls.update(work)

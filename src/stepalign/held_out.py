@@ -1,0 +1,56 @@
+"""What the models of a run make of its held-out prompts, measured by all processes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate.utils import gather_object
+
+from stepalign.assemble import Parts
+from stepalign.evaluate import Generated, generate
+from stepalign.parallel import processes
+from stepalign.protocols import Role
+from stepalign.recipes import Recipe
+
+
+def measure(
+    recipe: Recipe,
+    parts: Parts,
+    role: Role,
+    *,
+    num_prompts: int | None = None,
+    num_kept: int = 0,
+    tick: Callable[[int], None] = lambda num: None,
+) -> Generated:
+    """A role's pictures of the first held-out prompts, scored by the judge and the run's metrics.
+
+    Processes share the prompts and each gets all scores; the images of the first `num_kept` prompts are kept.
+    """
+    prompts, world, rank = parts.held_out[:num_prompts], processes().num_processes, processes().process_index
+    own = generate(
+        parts.policy.denoiser(role),
+        parts.sampler,
+        parts.judge,
+        prompts=prompts,
+        encode=parts.model.encode,
+        decode=parts.model.decode,
+        latent_shape=parts.model.latent_shape,
+        metrics=parts.metrics,
+        seed=recipe.seed,
+        batch_size=recipe.evaluation.batch_size,
+        device=parts.model.device,
+        rows=range(len(prompts))[rank::world],
+        num_kept=num_kept,
+        tick=lambda num: tick(num * world),
+    )
+    if world == 1:
+        return own
+    shares: list[Generated] = gather_object([own])
+    scores = {}
+    for name in own.scores:
+        scores[name] = torch.empty(len(prompts))
+        for index, share in enumerate(shares):
+            scores[name][index::world] = share.scores[name]
+    images = [shares[row % world].images[row // world] for row in range(min(num_kept, len(prompts)))]
+    return Generated(images, scores)

@@ -1,0 +1,57 @@
+"""The miniature's own scorers of finished pictures: its two oracles, and the CLIP that its judge began as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from stepalign.metrics.pickscore import PickScore
+from stepalign.metrics.pictures import as_tensor, check_pairs
+from stepalign.metrics.record import scorer_record
+from stepalign.miniature import PICKSCORE, oracles, world
+from stepalign.protocols import Metric, Scorer
+
+SCORERS = ("miniature-aesthetic", "miniature-alignment", "miniature-pickscore")
+
+
+class OracleScorer:
+    """An oracle, which measures the pixels of the world's 32-pixel pictures by fixed rules."""
+
+    def __init__(self, name: str, oracle: Metric) -> None:
+        self._oracle = oracle
+        self.record = scorer_record(
+            name,
+            weights="stepalign.miniature.oracles",
+            files=[Path(oracles.__file__)],
+            preprocessing="RGB as it is",
+            scale="0 to 1",
+            needs_prompt=oracle is oracles.alignment,
+        )
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
+        """Scores of pictures of the miniature's world; raises ValueError for others, and for captions not its own."""
+        check_pairs(len(images), prompts)
+        sizes = {image.size for image in images} - {(world.PIXELS, world.PIXELS)}
+        if sizes:
+            raise ValueError(
+                f"{self.record.name} scores the miniature's pictures of {world.PIXELS} pixels, got {sizes}"
+            )
+        world.attributes_of(prompts)
+        return self._oracle(torch.stack([as_tensor(image) for image in images]), prompts).float()
+
+
+def miniature_scorer(name: str) -> Scorer:
+    """One of the miniature's scorers by its name in `SCORERS`."""
+    match name:
+        case "miniature-aesthetic":
+            return OracleScorer(name, oracles.aesthetic)
+        case "miniature-alignment":
+            return OracleScorer(name, oracles.alignment)
+        case "miniature-pickscore":
+            return PickScore.from_pretrained(str(PICKSCORE))
+        case _:
+            raise ValueError(f"there is no scorer {name!r}; the miniature has {', '.join(SCORERS)}")

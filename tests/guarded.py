@@ -1,0 +1,133 @@
+"""A world for runs under a guard: a network of one projection, and scores that a script decides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import BrightnessJudge, make_trainer
+
+from stepalign import guard, job
+from stepalign.assemble import Parts
+from stepalign.config import change
+from stepalign.evaluate import Generated
+from stepalign.held_out import measure
+from stepalign.miniature.world import split_captions
+from stepalign.models.base import BaseModel
+from stepalign.policy import GuidedNetwork, LoraPolicy
+from stepalign.recipes import Recipe, load_recipe
+from stepalign.run_directory import Silence
+
+Row = dict[str, Any]
+NUM_PROMPTS = 3
+SCRIPT = {
+    "judge": [0.0, 1.0, 2.0, 3.0],
+    "aesthetic": [0.5, 0.75, 0.625, 0.25],
+    "alignment": [0.5, 0.5, 0.75, 1.0],
+}
+"""Means by round: at round 2 the aesthetic has fallen since round 1, at round 3 further."""
+
+
+class Notes(Silence):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    evaluation = {"prompts": "miniature", "oracles": ["aesthetic", "alignment"], "batch_size": 2}
+    watch = {"every": 1, "num_prompts": 2, "action": "stop"}
+    settings = {"training": {"num_rounds": 3}, "evaluation": evaluation, "guard": watch}
+    return change(change(load_recipe("gradspo-sd15"), settings), changes)
+
+
+class Mixing(nn.Module):
+    """A network of one projection, over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(4, 4, bias=False)
+        nn.init.eye_(self.to_q.weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, *, encoder_hidden_states: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=self.to_q(x_t.movedim(1, 3)).movedim(3, 1))
+
+
+def parts_of(model: BaseModel, recipe: Recipe) -> Parts:
+    """Two steps with the network above, a judge of brightness and two oracles of contrast."""
+    guided = GuidedNetwork(Mixing(), negative=model.negative(), guidance_scale=2.0)
+    policy, judge = LoraPolicy(guided, rank=2, seed=0), BrightnessJudge(100.0)
+    given: dict[str, Any] = {"encode": model.encode, "latent_shape": model.latent_shape, "num_steps": 2}
+    given |= {"prompts_per_round": 1, "comparisons_per_update": 1}
+    trainer = make_trainer(policy=policy, judge=judge, **given)
+    oracles = {"aesthetic": lambda x, _: x.std((1, 2, 3)), "alignment": lambda x, _: -x.std((1, 2, 3))}
+    held_out = split_captions()[1][:NUM_PROMPTS]
+    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles)
+
+
+def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated:
+    """The measurement, with the scores of the script."""
+    found = measure(recipe, parts, role, **given)
+    spread = torch.arange(given["num_prompts"]) / 8
+    now = parts.trainer.num_rounds
+    return Generated(found.images, {name: SCRIPT[name][now] + spread for name in found.scores})
+
+
+@contextmanager
+def toy_runs(model: BaseModel) -> Iterator[None]:
+    """Runs are in this world and write no report."""
+    model = replace(model, latent_shape=(4, 4, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "assemble", lambda recipe: parts_of(model, recipe))
+        patch.setattr(job, "follow", lambda *_: [])
+        patch.setattr(job, "plot_weights", lambda *_: b"")
+        patch.setattr(job, "write_report", lambda *_, **__: None)
+        patch.setattr(guard, "measure", scripted)
+        yield
+
+
+ADAPTER = "adapter/pytorch_lora_weights.safetensors"
+
+
+def rows_of(output: Path, name: str = "guard.jsonl") -> list[Row]:
+    read = [json.loads(line) for line in (output / name).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read]
+
+
+def without_work(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary without the clock and without what was computed."""
+    values = {key: value for key, value in summary.items() if not key.endswith("seconds")}
+    return values | {"calls": None}
+
+
+def saved(output: Path) -> dict[int, dict[str, Any]]:
+    """The adapters in guard/ by round."""
+    return {int(path.stem[6:]): torch.load(path) for path in sorted((output / "guard").iterdir())}
+
+
+def interrupt(patch: pytest.MonkeyPatch, place: Any, name: str, call: int, *, after: bool = False) -> None:
+    """End the process, as it were, at a call of a function, before or after it has done its work."""
+    function, calls = getattr(place, name), []
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call and not after:
+            raise KeyboardInterrupt
+        result = function(*given, **options)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(place, name, interrupted)
