@@ -1,4 +1,5 @@
-"""The command line: `stepalign demo | train | train-judge | sweep | plot | convert-judge | push-judge | env`."""
+"""The command line: `stepalign COMMAND`, with demo, train, train-judge, generate, evaluate, compare, sweep, plot,
+convert-judge, push-judge, env."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from stepalign.commands import convert_judge, env, plot, push_judge
 from stepalign.config import change, load_named, parse_flags
 from stepalign.console import progress_bars, quieten, show_accuracy, show_scores
+from stepalign.evaluation_commands import add_parsers, compare, evaluate, generate
 from stepalign.recipes import RECIPES, Recipe, load_recipe
 
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -50,6 +52,13 @@ def main(argv: list[str] | None = None) -> int:
             case "sweep":
                 _refuse(parser, rest)
                 return _sweep(arguments)
+            case "generate":
+                return generate(arguments, rest)
+            case "evaluate":
+                return evaluate(arguments, rest)
+            case "compare":
+                _refuse(parser, rest)
+                return compare(arguments)
             case "train-judge":
                 return _train_judge(arguments, rest)
             case _:
@@ -112,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the weights (%(default)s)")
     convert.add_argument("--tokenizer", default=None, help="folder or hub id of its tokenizer (PickScore's)")
     convert.add_argument("--config", type=Path, default=None, help="config.json of its CLIP (PickScore's ViT-H/14)")
+    add_parsers(commands)
     commands.add_parser("env", help="versions and devices, for bug reports")
     return parser
 

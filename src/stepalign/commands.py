@@ -19,7 +19,7 @@ def plot(arguments: argparse.Namespace) -> int:
     if arguments.figure == "gains":
         from stepalign.gains import PICTURE, measure_gains
 
-        with progress_bars() as bars:
+        with progress_bars(rounds=False) as bars:
             measure_gains(
                 arguments.run,
                 num_prompts=arguments.num_prompts,

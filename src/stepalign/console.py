@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 PHASES = {"sample": "  sampling", "train": "  training", "evaluate": "evaluating", "prepare": "encoding rows"}
+PHASES |= {"inspect": "reading pictures", "score": "   scoring", "draw": "   drawing"}
 
 
 def show_scores(summary: dict[str, Any], console: Console) -> None:
@@ -33,10 +34,10 @@ def show_scores(summary: dict[str, Any], console: Console) -> None:
 class RoundBars:
     """Progress bars over rounds and within them: judge score, time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, rounds: bool = True) -> None:
         columns = (TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console)
-        self._rounds = self._progress.add_task("rounds", total=None)
+        self._rounds = self._progress.add_task("rounds", total=None, visible=rounds)
         self._phase = self._progress.add_task("", total=None)
         self._loss = 0.0
         """Of a judge's training, averaged over about 50 steps."""
@@ -97,8 +98,8 @@ def quieten() -> None:
         logging.set_verbosity_error()
 
 
-def progress_bars() -> RoundBars:
-    """Bars on the main process's standard error."""
+def progress_bars(*, rounds: bool = True) -> RoundBars:
+    """Bars on the main process's standard error; without `rounds` for work that has none."""
     from stepalign.parallel import processes
 
-    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process))
+    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process), rounds=rounds)

@@ -1,0 +1,198 @@
+"""What is known of a folder of scored pictures, as numbers to read on and as a card that says how to get them again.
+
+scores.parquet   a row per picture
+summary.json     means with 95 % intervals over prompts
+results.json     the same with the record of every scorer and of what drew the pictures; results.md says it in words
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import torch
+
+from stepalign.checkpoint import replacing, write_text
+from stepalign.config import public_name
+from stepalign.manifest import EVALUATION, GENERATION, ImageRow
+from stepalign.run_directory import device_name, versions
+from stepalign.statistics import bca_interval, cluster_means
+
+PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a folder's pictures have scored so far, by column; columns have a value per picture."""
+
+    columns: dict[str, list[float]]
+    records: dict[str, dict[str, Any]]
+    """The scorer of each column."""
+    asked: dict[str, str]
+    """The SHA-256 of how each column's scorer was asked for, which may be a path on this machine."""
+
+
+def write_results(
+    folder: Path,
+    rows: list[ImageRow],
+    scored: Scored,
+    style: list[dict[str, float]],
+    *,
+    pictures: str,
+    name: str | None,
+    device: str,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the table, the summary and the card of what has been scored so far, and return the card's values.
+
+    `style` has each picture's statistics, `pictures` is the digest of them all, `more` what else was measured.
+    """
+    columns = scored.columns
+    prompts = list({row.prompt_index: row.prompt for row in rows}.values())
+    summary: dict[str, Any] = {
+        "name": name or folder.resolve().name,
+        "num_prompts": len(prompts),
+        "num_images": len(rows),
+        "scores": {column: mean_over_prompts(rows, values) for column, values in columns.items()},
+        "style": {key: mean_over_prompts(rows, [values[key] for values in style]) for key in style[0]},
+    }
+    categories = sorted({row.category for row in rows if row.category is not None})
+    if categories:
+        summary["by_category"] = {category: _of_category(rows, columns, category) for category in categories}
+    results = {
+        **summary,
+        **(more or {}),
+        "scorers": scored.records,
+        "asked_sha256": scored.asked,
+        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "pictures_sha256": pictures,
+        "generation": read_generation(folder),
+        "device": device_name(torch.device(device)),
+        "versions": versions(),
+    }
+    with replacing(folder / PARQUET) as temporary:
+        pq.write_table(pa.Table.from_pylist([_flat(row, columns, i) for i, row in enumerate(rows)]), temporary)
+    write_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / EVALUATION, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / CARD, card(results))
+    return results
+
+
+def read_generation(folder: Path) -> dict[str, Any] | None:
+    """What drew a folder's pictures, without paths on this machine; raises ValueError when it cannot be read."""
+    path = folder / GENERATION
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}; draw the pictures again, or delete it") from error
+    return _public(found) if isinstance(found, dict) else None
+
+
+def _public(value: Any) -> Any:
+    """Plain values without paths on this machine: a card is for readers elsewhere."""
+    match value:
+        case str():
+            return public_name(value)
+        case list():
+            return [_public(item) for item in value]
+        case dict():
+            return {key: _public(item) for key, item in value.items()}
+        case _:
+            return value
+
+
+def _flat(row: ImageRow, columns: dict[str, list[float]], index: int) -> dict[str, Any]:
+    """One picture as a row of the Parquet table."""
+    return {**asdict(row), **{name: column[index] for name, column in columns.items()}}
+
+
+def _of_category(rows: list[ImageRow], columns: dict[str, list[float]], category: str) -> dict[str, Any]:
+    inside = [index for index, row in enumerate(rows) if row.category == category]
+    chosen = [rows[index] for index in inside]
+    return {name: mean_over_prompts(chosen, [column[i] for i in inside]) for name, column in columns.items()}
+
+
+def mean_over_prompts(rows: list[ImageRow], values: list[float]) -> dict[str, Any]:
+    """The mean of values, pictures averaged within their prompt first, and its 95 % interval over prompts (BCa).
+
+    One prompt has no interval.
+    """
+    _, clusters = np.unique([row.prompt_index for row in rows], return_inverse=True)
+    means = cluster_means(np.asarray(values, dtype=np.float64), clusters)
+    interval = list(bca_interval(means)) if len(means) > 1 else None
+    return {"mean": float(means.mean()), "interval": interval, "num_prompts": len(means)}
+
+
+def card(results: dict[str, Any]) -> str:
+    """The result card as Markdown: the numbers, and all that is needed to get them again."""
+    lines = [f"# {results['name']}", "", f"{results['num_images']} pictures of {results['num_prompts']} prompts.", ""]
+    lines += ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|"]
+    for name, row in results["scores"].items():
+        lines.append(f"| {name} | {_cell(row)} | {results['scorers'][name]['scale']} |")
+    lines += ["", "## Scorers", "", "| scorer | weights | SHA-256 | preprocessing |", "|---|---|---|---|"]
+    for name, record in results["scorers"].items():
+        lines.append(f"| {name} | {record['weights']} | `{record['sha256'][:16]}` | {record['preprocessing']} |")
+    lines += ["", "## Style", "", "| statistic | mean (95 % interval) |", "|---|---|"]
+    lines += [f"| {name.replace('_', ' ')} | {_cell(row)} |" for name, row in results["style"].items()]
+    lines += _set_lines(results)
+    lines += ["", "## Pictures", ""]
+    lines += [f"- prompts, SHA-256: `{results['prompts_sha256']}`", f"- pictures: `{results['pictures_sha256']}`"]
+    if results["generation"] is not None:
+        lines += ["", "```json", json.dumps(results["generation"], indent=1, ensure_ascii=False), "```"]
+    libraries = ", ".join(f"{library} {number}" for library, number in results["versions"].items())
+    lines += ["", f"Scored on {results['device']} with {libraries}."]
+    return "\n".join(lines) + "\n"
+
+
+def _set_lines(results: dict[str, Any]) -> list[str]:
+    """What was measured beside scores."""
+    lines: list[str] = []
+    if "diversity" in results:
+        found = results["diversity"]
+        lines += ["", "## Diversity of a prompt's pictures", "", f"By {_network(found['features'])}.", ""]
+        lines += [f"- {name.replace('_', ' ')}: {_cell(found[name])}" for name in ("pairwise_distance", "vendi_score")]
+    if "drift" in results:
+        found = results["drift"]
+        lines += ["", f"## Distance from {found['reference']}", "", f"{found['num_images']} pictures.", ""]
+        if "kid" in found:
+            kid = found["kid"]
+            means = f"mean over subsets of {kid['subset_size']}, standard deviation {kid['std']:.5f}"
+            lines.append(f"- KID {kid['mean']:.5f} ({means}), of {_network(kid['features'])}")
+        if "cmmd" in found:
+            lines.append(f"- CMMD {found['cmmd']['value']:.4f}, of {_network(found['cmmd']['features'])}")
+    if "geneval" in results:
+        found = results["geneval"]
+        lines += [
+            "",
+            f"## {found['name']}",
+            "",
+            "| task | right (95 % interval over prompts) | pictures |",
+            "|---|---|---|",
+        ]
+        for task, row in found["tasks"].items():
+            cell = _cell({"mean": row["accuracy"], "interval": row["interval"]})
+            lines.append(f"| {task.replace('_', ' ')} | {cell} | {row['num_images']} |")
+        if found["overall"] is not None:
+            lines.append(
+                f"| mean of the tasks | {_cell({'mean': found['overall'], 'interval': found['interval']})} | |"
+            )
+    return lines
+
+
+def _network(record: dict[str, Any]) -> str:
+    return f"{record['weights']} (`{record['sha256'][:16]}`; {record['preprocessing']})"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["interval"] is None:
+        return f"{row['mean']:.4f}"
+    low, high = row["interval"]
+    return f"{row['mean']:.4f} ({low:.4f} to {high:.4f})"
