@@ -1,6 +1,6 @@
 """One step against looking several ahead, at equal time: multi-step GradSPO and the exact gradient on the miniature.
 
-    python benchmarks/equal_time.py [--seconds 120] [--seeds 0 1 2] [--output FILE.json]
+    python benchmarks/equal_time.py [--seconds 60] [--seeds 0 1 2] [--output FILE.json]
 
 Every variant of gradspo-miniature trains for the same number of seconds, as near as whole rounds come to it (the time
 spent is reported), and is then compared with its base on the same held-out prompts from the same seeds. The clock is
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Train and measure every variant at every seed, print a table, write the figures."""
     parser = argparse.ArgumentParser(description="Multi-step GradSPO against one step at equal time.")
-    parser.add_argument("--seconds", type=float, default=120.0, help="of training for each run (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of training for each run (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num-prompts", type=int, default=216, help="held-out prompts (%(default)s)")
     parser.add_argument("--output", type=Path, default=None, help="where to write the figures as JSON")
