@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stepalign import evaluation_commands
+from stepalign.cli import main
 from stepalign.manifest import ImageRow, read_manifest, write_manifest
 from stepalign.metrics.colour_head import COLOUR_MODEL
 from stepalign.metrics.detection import DETECTOR
@@ -161,6 +162,26 @@ def test_other_prompts_have_no_verdict(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="1 of 2 pictures are of prompts that are not GenEval's, the first 'a castle'"):
         geneval_prompts(tmp_path / "a", read_manifest(tmp_path / "a"))
     assert geneval_prompts(tmp_path / "a", rows[:1])[0].tag == "single_object"
+
+
+def test_genevals_own_layout_is_judged_without_a_manifest_or_scorers_which_may_come_later(tmp_path: Path) -> None:
+    folder, metadata = tmp_path / "g", load_prompt_set("geneval").metadata or []
+    for number in range(2):
+        (folder / f"{number:05d}/samples").mkdir(parents=True)
+        (folder / f"{number:05d}/metadata.jsonl").write_text(json.dumps(metadata[number]))
+        Image.new("RGB", (32, 32), (40 * number, 9, 9)).save(folder / f"{number:05d}/samples/0000.png")
+    found = [{"class": "bench", "score": 0.9, "box": [1, 1, 9, 9], "colour": "red"}]
+    lines = [json.dumps({"file": f"{n:05d}/samples/0000.png", "detections": found}) for n in range(2)]
+    (tmp_path / "found.jsonl").write_text("\n".join(lines))
+    assert main(["evaluate", str(folder), "--geneval", "--detector", str(tmp_path / "found.jsonl")]) == 0
+    results = json.loads((folder / "results.json").read_text())
+    assert results["geneval"]["tasks"]["single_object"]["accuracy"] == 0.5
+    assert results["scores"] == {}
+    assert "| single object | 0.5000" in (folder / "results.md").read_text()
+    assert main(["evaluate", str(folder), "--scorers", f"pickscore={FEATURES}"]) == 0
+    later = json.loads((folder / "results.json").read_text())
+    assert later["geneval"] == results["geneval"]
+    assert list(later["scores"]) == ["pickscore"]
 
 
 def test_the_command_names_the_released_networks() -> None:

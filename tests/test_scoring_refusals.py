@@ -28,7 +28,7 @@ def folder(tmp_path: Path, rows: list[ImageRow]) -> Path:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([], "scorers: none is named; there are pickscore, .*miniature-pickscore"),
+        ([], "scorers must be named, or something else measured"),
         (["pickscore", "hps"], r"scorers: there is no scorer 'hps'; there are pickscore, hps-v2\.0"),
         (["pickscore=a", "pickscore"], "scorers: pickscore is named twice"),
         (["miniature-aesthetic", "miniature-aesthetic"], "scorers: miniature-aesthetic is named twice"),

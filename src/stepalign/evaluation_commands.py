@@ -37,7 +37,7 @@ def add_parsers(commands: Any) -> None:
     )
     evaluate.add_argument("folder", type=Path, help="with manifest.jsonl; with --model it is drawn first")
     evaluate.add_argument("--model", default=None, help=f"draw the pictures with it: {MODEL_HELP}")
-    evaluate.add_argument("--scorers", nargs="+", required=True, metavar="NAME[=PATH]", help="names, or NAME=PATH")
+    evaluate.add_argument("--scorers", nargs="+", default=[], metavar="NAME[=PATH]", help="names, or NAME=PATH")
     evaluate.add_argument("--name", default=None, help="what to call these pictures in tables (the folder's name)")
     evaluate.add_argument("--scoring-batch", type=int, default=16, help="pictures scored at once (%(default)s)")
     evaluate.add_argument(
@@ -78,6 +78,8 @@ def generate(arguments: argparse.Namespace, rest: list[str]) -> int:
 def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Score a folder's pictures, drawn first where a model is given."""
     quieten()
+    from stepalign.manifest import MANIFEST
+    from stepalign.metrics.geneval_files import write_geneval_manifest
     from stepalign.parallel import processes
     from stepalign.picture_sets import PictureSets
     from stepalign.scorers import scorer_entries
@@ -99,7 +101,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         sets=sets,
         device=arguments.device or str(processes().device),
     )
-    scorer_entries(scoring.scorers)
+    if scoring.scorers:
+        scorer_entries(scoring.scorers)
     if arguments.model is not None:
         if arguments.prompts is None:
             raise ValueError("prompts: --model draws pictures, and needs --prompts")
@@ -108,6 +111,8 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"{' '.join(given)}: these say how to draw pictures, which needs --model")
     if not processes().is_main_process:
         return 0
+    if arguments.geneval and not (arguments.folder / MANIFEST).is_file():
+        write_geneval_manifest(arguments.folder)  # GenEval's own layout
     with progress_bars(rounds=False) as bars:
         results = evaluate_folder(arguments.folder, scoring, name=arguments.name, watcher=bars)
     show_results(results, Console())

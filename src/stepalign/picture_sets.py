@@ -61,6 +61,11 @@ class PictureSets:
     batch_size: int = 16
     """Pictures through a network at once."""
 
+    @property
+    def anything(self) -> bool:
+        """Whether there is anything to measure."""
+        return self.geneval or self.features is not None or self.cmmd is not None
+
     def __post_init__(self) -> None:
         against = self.features or self.cmmd
         require(self.reference is None or bool(against), "reference", self.reference, "given with features or cmmd")

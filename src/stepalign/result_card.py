@@ -54,10 +54,9 @@ def write_results(
     `style` has each picture's statistics, `pictures` is the digest of them all, `more` what else was measured.
     """
     columns = scored.columns
-    prompts = list({row.prompt_index: row.prompt for row in rows}.values())
     summary: dict[str, Any] = {
         "name": name or folder.resolve().name,
-        "num_prompts": len(prompts),
+        "num_prompts": len({row.prompt_index for row in rows}),
         "num_images": len(rows),
         "scores": {column: mean_over_prompts(rows, values) for column, values in columns.items()},
         "style": {key: mean_over_prompts(rows, [values[key] for values in style]) for key in style[0]},
@@ -70,7 +69,7 @@ def write_results(
         **(more or {}),
         "scorers": scored.records,
         "asked_sha256": scored.asked,
-        "prompts_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+        "prompts_sha256": prompts_sha256(rows),
         "pictures_sha256": pictures,
         "generation": read_generation(folder),
         "device": device_name(torch.device(device)),
@@ -82,6 +81,12 @@ def write_results(
     write_text(folder / EVALUATION, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / CARD, card(results))
     return results
+
+
+def prompts_sha256(rows: list[ImageRow]) -> str:
+    """The digest of a folder's prompts, each once, in the order in which they first come."""
+    prompts = list({row.prompt_index: row.prompt for row in rows}.values())
+    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def read_generation(folder: Path) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from stepalign.metrics.load import score_pictures
 from stepalign.metrics.style import style_of, wrong_prompts
 from stepalign.picture_sets import SETS, PictureSets, measure_sets
 from stepalign.protocols import Scorer
-from stepalign.result_card import Scored, read_generation, write_results
+from stepalign.result_card import Scored, prompts_sha256, read_generation, write_results
 from stepalign.run_directory import Silence, Watcher
 from stepalign.scorers import load_scorer, scorer_entries
 
@@ -37,7 +37,7 @@ NAMED = 10
 class Scoring:
     """Who scores, and how."""
 
-    scorers: tuple[str, ...]
+    scorers: tuple[str, ...] = ()
     """Names, or NAME=PATH with weights of your own: pickscore, hps-v2.0, hps-v2.1, aesthetic, image-reward,
     clip-score; for the miniature's pictures miniature-aesthetic, miniature-alignment, miniature-pickscore."""
     batch_size: int = 16
@@ -50,6 +50,7 @@ class Scoring:
 
     def __post_init__(self) -> None:
         require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(bool(self.scorers) or self.sets.anything, "scorers", "none", "named, or something else measured")
 
 
 def evaluate_folder(
@@ -62,7 +63,7 @@ def evaluate_folder(
     scorers that are not known and for pictures that are missing or cannot be read, which it counts and names.
     """
     watcher = watcher or Silence()
-    entries = scorer_entries(scoring.scorers)
+    entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
     rows = read_manifest(folder)
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference)
@@ -143,17 +144,22 @@ def _score(
 def _before(folder: Path, rows: list[ImageRow], pictures: str) -> tuple[Scored, dict[str, Any]]:
     """What an earlier evaluation of the very same pictures and prompts found, and what it measured beside the scores;
     nothing of others."""
-    nothing: tuple[Scored, dict[str, Any]] = Scored({}, {}, {}), {}
-    if not (folder / EVALUATION).is_file() or not (folder / SCORES).is_file():
-        return nothing
-    earlier, scores = json.loads((folder / EVALUATION).read_text(encoding="utf-8")), read_scores(folder)
-    same = [(row.key, row.prompt) for row in scores] == [(row.key, row.prompt) for row in rows]
-    if earlier.get("pictures_sha256") != pictures or not same:
-        return nothing
+    nothing = Scored({}, {}, {})
+    if not (folder / EVALUATION).is_file():
+        return nothing, {}
+    earlier = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
+    if earlier.get("pictures_sha256") != pictures or earlier.get("prompts_sha256") != prompts_sha256(rows):
+        return nothing, {}
+    more = {name: earlier[name] for name in SETS if name in earlier}
+    if not (folder / SCORES).is_file():
+        return nothing, more
+    scores = read_scores(folder)
+    if [(row.key, row.prompt) for row in scores] != [(row.key, row.prompt) for row in rows]:
+        return nothing, {}
     names = [name for name in scores[0].scores if name in earlier["asked_sha256"]]  # a stop can leave one without
     columns = {name: [row.scores[name] for row in scores] for name in names}
     records, asked = ({name: earlier[part][name] for name in names} for part in ("scorers", "asked_sha256"))
-    return Scored(columns, records, asked), {name: earlier[name] for name in SETS if name in earlier}
+    return Scored(columns, records, asked), more
 
 
 def _rows(rows: list[ImageRow], columns: dict[str, list[float]]) -> list[ScoredRow]:
