@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated
 
 
 def _work(parts: Parts, seconds: float) -> dict[str, Any]:
-    calls = parts.trainer.calls
+    calls = parts.trainer.calls + Counter(parts.trainer.work("evaluation"))  # the last are the example trajectory's
     texts = {"judge_texts": parts.count_judge_texts(), "base_texts": parts.model.num_encoded}
     return {
         "seconds": round(seconds, 1),
