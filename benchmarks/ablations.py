@@ -37,7 +37,11 @@ def main() -> None:
     for script, name, note in ((choices, "choices-miniature", "choices"), (equal_time, "equal-time-miniature", "time")):
         parts.append(
             "\n\n".join(
-                [notes[note]["heading"], script.page(HERE / f"results/{name}.json"), notes[note]["text"].strip()]
+                [
+                    notes[note]["heading"].strip(),
+                    script.page(HERE / f"results/{name}.json"),
+                    notes[note]["text"].strip(),
+                ]
             )
         )
     PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
