@@ -170,12 +170,7 @@ def full_size_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     blocks = (320, 640, 1280, 1280)
     with device:
         unet = UNet2DConditionModel(sample_size=64, block_out_channels=blocks, cross_attention_dim=768).to(half)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        ).to(half)
+        vae = stable_diffusion_vae().to(half)
         spm = StepAwarePreferenceModel(vit_h_config())
     for module in (unet, vae):
         module.requires_grad_(False).eval()
@@ -200,6 +195,16 @@ def full_size_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     tokenizer = CLIPTokenizer.from_pretrained(miniature.PICKSCORE)
     base = FrozenBase(guided, decode, sampler)
     return JudgeScorer(spm, tokenizer, base, precision=config.precision), encoder, pairs
+
+
+def stable_diffusion_vae() -> AutoencoderKL:
+    """A random VAE in the architecture that all Stable Diffusions share."""
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
 
 
 if __name__ == "__main__":

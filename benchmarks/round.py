@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from judge import stable_diffusion_vae
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -190,12 +191,7 @@ def full_size_trainer(size: str, recipe: Recipe, clock: Clock, device: torch.dev
     latent = PIXELS[size] // 8
     with device:
         unet = UNet2DConditionModel(sample_size=latent, **UNETS[size]).to(half)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        ).to(half)
+        vae = stable_diffusion_vae().to(half)
         spm = StepAwarePreferenceModel(vit_h_config())
     for module in (unet, vae):
         module.requires_grad_(False).eval()

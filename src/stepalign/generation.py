@@ -26,6 +26,7 @@ from stepalign.assemble import base_model, guided_network, precision_of
 from stepalign.checkpoint import replacing, write_text
 from stepalign.config import require, to_plain
 from stepalign.manifest import GENERATION, MANIFEST, ImageRow, open_picture, write_manifest
+from stepalign.metrics.picture_metric import to_pictures
 from stepalign.models.adapters import find_adapter, load_adapters, replace_unet, split_scale
 from stepalign.models.base import BaseModel
 from stepalign.parallel import processes
@@ -145,8 +146,7 @@ def generate_folder(
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Decoded images with values in [-1, 1] as 8-bit pictures, clamped and rounded as diffusers does."""
-    levels = ((images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1) * 255).round().to(torch.uint8)
-    return [Image.fromarray(picture) for picture in levels.cpu().numpy()]
+    return to_pictures(images / 2 + 0.5)
 
 
 def _load(choice: Generation) -> _Drawing:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from stepalign.metrics.load import SCORERS, load_scorers
+from stepalign.metrics import load as metrics
+from stepalign.metrics.load import SCORERS
 from stepalign.miniature import scorers as miniature
 from stepalign.protocols import Scorer
 
@@ -36,5 +37,5 @@ def load_scorer(entry: str, *, device: str | torch.device) -> Scorer:
     """One scorer as it was asked for."""
     if entry in miniature.SCORERS:
         return miniature.miniature_scorer(entry)
-    (scorer,) = load_scorers([entry], device=device).values()
-    return scorer
+    name, _, source = entry.partition("=")
+    return metrics.load_scorer(name, source or None, device=device, dtype=torch.float32)
