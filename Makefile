@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo judge miniature test lint format clean
+.PHONY: help setup demo judge miniature test test-slow lint format clean
 
 help:
 	@echo "make setup     create .venv and install stepalign with its tools, if not done yet"
@@ -15,6 +15,7 @@ help:
 	@echo "make judge     train the miniature's judge          ARGS='--output runs/judge'"
 	@echo "make miniature make the miniature from nothing      ARGS='--output build'"
 	@echo "make test      run the tests                        ARGS='-k sampler' picks some, ARGS='-m gpu' those for a GPU"
+	@echo "make test-slow runs the tests that take minutes: kills at every moment, several processes"
 	@echo "make lint      check format, style, types and the direction of imports"
 	@echo "make format    fix format and style"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
@@ -52,6 +53,9 @@ miniature: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu and not hub" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

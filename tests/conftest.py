@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stepalign  # noqa: F401  # isort: skip  # before torch: it sets the mode of MKL
+
 import copy
 from collections import Counter
 from pathlib import Path

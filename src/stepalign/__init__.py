@@ -6,6 +6,10 @@ Importing this package loads neither diffusers nor transformers; the names below
 from importlib import import_module
 from typing import Any
 
+from stepalign.reproducibility import set_mkl_mode
+
+set_mkl_mode()  # before anything loads torch
+
 _HOMES = {
     "DDIM": "sampler",
     "GRADSPO": "objectives.stepwise",

@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from stepalign.console import progress_bars, quieten
+from stepalign.reproducibility import mkl_warning, processor
 
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 
@@ -94,9 +95,9 @@ def env() -> int:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:
             print(f"{package} not installed")
-    print(
-        f"cpu: {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    )
+    print(f"cpu: {platform.processor() or platform.machine()}, {os.cpu_count()} cores; computes as {processor()}")
+    if (warning := mkl_warning()) is not None:
+        print(warning)
     if not torch.cuda.is_available():
         print("cuda: none")
     for index in range(torch.cuda.device_count()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 import yaml
 
 from stepalign.checkpoint import write_text
+from stepalign.reproducibility import processor
 
 RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.jsonl", "checkpoint.pt"
 SUMMARY, REPORT = "summary.json", "report.html"
@@ -101,7 +101,7 @@ def device_name(device: torch.device) -> str:
     """What computes, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return processor()
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
