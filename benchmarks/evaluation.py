@@ -140,7 +140,7 @@ def watched(scorer: Scorer, size: int, *, pictures: nn.Module, prompts: nn.Modul
     pictures.register_forward_pre_hook(count("picture", "pixel_values"), with_kwargs=True)
     if prompts is not None:
         prompts.register_forward_pre_hook(count("prompt", "input_ids"), with_kwargs=True)
-    return Measured(scorer, lambda image: clip_pixels([image], size), calls)
+    return Measured(scorer, lambda image: clip_pixels([image], size, "torchvision"), calls)
 
 
 def make_scorers(size: str, device: torch.device) -> dict[str, Measured]:

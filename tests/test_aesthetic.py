@@ -110,7 +110,7 @@ def test_the_head_is_one_affine_map() -> None:
 
 def test_a_score_is_affine_in_the_normalised_embedding(scorer: AestheticScore) -> None:
     with torch.no_grad():
-        embeddings = scorer.backbone(pixel_values=clip_pixels(pictures(), 32)).image_embeds.double()
+        embeddings = scorer.backbone(pixel_values=clip_pixels(pictures(), 32, "torchvision")).image_embeds.double()
     weight, bias = folded(scorer.head)
     expected = embeddings @ weight / embeddings.square().sum(1).sqrt() + bias
     assert embeddings.norm(dim=1).sub(1).abs().min() > 0.1
@@ -142,11 +142,15 @@ def test_gradients_reach_images(scorer: AestheticScore) -> None:
     assert all(parameter.grad is None for parameter in scorer.head.parameters())
 
 
-def test_at_the_networks_own_size_both_paths_agree(scorer: AestheticScore) -> None:
-    levels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 35), (35, 32)])
+def test_at_the_networks_own_size_both_paths_agree(scorer: AestheticScore, height: int, width: int) -> None:
+    """Without resizing; of a margin of 3 both leave out 2 pixels and then 1."""
+    levels = np.random.default_rng(1).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     images = torch.from_numpy(levels).permute(0, 3, 1, 2) / 255
+    top, left = 2 * (height > 32), 2 * (width > 32)
     exact = scorer.score([Image.fromarray(one) for one in levels], ["a", "b"])
     torch.testing.assert_close(scorer(images, ["a", "b"]), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scorer(images[..., top:, left:][..., :32, :32], ["a", "b"]), exact, rtol=0, atol=1e-5)
 
 
 def test_it_is_a_scorer_and_a_metric_that_needs_no_prompt(scorer: AestheticScore) -> None:
@@ -154,7 +158,10 @@ def test_it_is_a_scorer_and_a_metric_that_needs_no_prompt(scorer: AestheticScore
     assert isinstance(scorer, Metric)
     assert not scorer.record.needs_prompt
     assert scorer.record.name == "aesthetic"
-    assert scorer.record.preprocessing == "RGB, PIL bicubic to 32 on the short side, centre crop, CLIP mean and std"
+    assert scorer.record.preprocessing == (
+        "RGB, PIL bicubic to 32 on the short side, centre crop (odd margins halved to even, as torchvision does), "
+        "CLIP mean and std"
+    )
 
 
 def test_half_precision_keeps_the_head_and_the_scores_in_fp32(folder: Path, scorer: AestheticScore) -> None:

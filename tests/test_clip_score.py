@@ -39,7 +39,8 @@ def test_the_score_is_a_hundred_cosines_and_never_negative(
     """Of a picture and its opposite one scores 100 |cos| and the other 0."""
     with torch.no_grad():
         found = tiny_clip(
-            input_ids=tokenize(tokenizer, tiny_clip.config, PROMPTS), pixel_values=clip_pixels(pictures(), 32)
+            input_ids=tokenize(tokenizer, tiny_clip.config, PROMPTS),
+            pixel_values=clip_pixels(pictures(), 32, "torchvision"),
         )
     cosines = (found.image_embeds * found.text_embeds).sum(-1)
     plain, turned = (CLIPScore(model, tokenizer).score(pictures(), PROMPTS) for model in (tiny_clip, opposed))

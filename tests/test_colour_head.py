@@ -73,7 +73,7 @@ def test_cosines_are_with_the_mean_of_three_unit_texts(tiny_clip: CLIPModel, tok
     found = head.cosines(image, OBJECTS, "car")
     assert found.shape == (3, 10)
     for row, thing in enumerate(OBJECTS):
-        pixels = clip_pixels([cut_out(image, thing)], 32)
+        pixels = clip_pixels([cut_out(image, thing)], 32, "torchvision")
         seen = F.normalize(tiny_clip.get_image_features(pixel_values=pixels).pooler_output[0], dim=0)
         for column, colour in enumerate(COLOURS):
             units = []

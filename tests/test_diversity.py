@@ -159,7 +159,7 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_features_are_its_image_embeddings(clip_folder: Path, tiny_clip: CLIPModel) -> None:
     extractor = ImageFeatures.from_pretrained(str(clip_folder))
     with torch.no_grad():
-        expected = tiny_clip.get_image_features(pixel_values=clip_pixels(pictures(), 32)).pooler_output
+        expected = tiny_clip.get_image_features(pixel_values=clip_pixels(pictures(), 32, "torchvision")).pooler_output
     assert torch.equal(extractor.extract(pictures()), expected)
     assert isinstance(extractor.extract, Extract)
     assert (extractor.record.name, extractor.record.weights) == ("clip-features", clip_folder.name)
@@ -176,17 +176,20 @@ def test_dinov2s_features_are_its_cls_token_after_the_last_norm(dinov2_folder: P
     assert pairwise_distance(features[None]).item() > 1e-3
     torch.testing.assert_close(features.mean(1), torch.zeros(3), rtol=0, atol=1e-5)  # a norm's output
     assert extractor.record.name == "dinov2-features"
-    assert "256 on the short side, centre crop of 224, ImageNet" in extractor.record.preprocessing
+    assert (
+        "256 on the short side, centre crop of 224 (odd margins halved to even, as torchvision does), ImageNet"
+        in extractor.record.preprocessing
+    )
 
 
-@pytest.mark.parametrize("size", [(300, 500), (512, 512), (90, 70)])
+@pytest.mark.parametrize("size", [(300, 500), (512, 512), (90, 70), (300, 264)])
 def test_dinov2s_pictures_are_prepared_as_pil_does_it(size: tuple[int, int]) -> None:
     """Resize, crop and normalise written out; PIL's sizes are width by height."""
     levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(levels)
     width, height = (256 if side == min(size) else int(256 * side / min(size)) for side in size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - 224) // 2, (height - 224) // 2
+    left, top = round((width - 224) / 2.0), round((height - 224) / 2.0)
     cropped = np.asarray(resized.crop((left, top, left + 224, top + 224))) / 255
     expected = (cropped - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     actual = dinov2_pixels([image])[0].permute(1, 2, 0).numpy()
@@ -200,7 +203,9 @@ def test_pictures_of_any_mode_are_taken(dinov2_folder: Path) -> None:
 
 
 def test_pictures_can_be_prepared_otherwise(clip_folder: Path) -> None:
-    squeezed = Preparation("squeezed", lambda images: clip_pixels([one.resize((32, 32)) for one in images], 32))
+    squeezed = Preparation(
+        "squeezed", lambda images: clip_pixels([one.resize((32, 32)) for one in images], 32, "torchvision")
+    )
     extractor = ImageFeatures.from_pretrained(str(clip_folder), preparation=squeezed, dtype=torch.bfloat16)
     assert extractor.record.preprocessing == "squeezed; towers in bfloat16"
     wide = pictures(3)[2:]

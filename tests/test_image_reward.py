@@ -74,14 +74,16 @@ PIECES = [[2, 5, 8, 6, 3], [2, 10, 11, 12, 13, 5, 9, 14, 3], [2, 7, 3]]
 def test_the_scores_are_those_of_the_architecture_written_out(scorer: ImageReward, weights: dict[str, Tensor]) -> None:
     """By hand there is no padding, and so nothing to mask."""
     by_hand = ByHand(weights)
-    expected = [by_hand.score(one, ids) for one, ids in zip(clip_pixels(pictures(), 32), PIECES, strict=True)]
+    expected = [
+        by_hand.score(one, ids) for one, ids in zip(clip_pixels(pictures(), 32, "torchvision"), PIECES, strict=True)
+    ]
     assert np.std(expected) > 0.1
     assert scorer.score(pictures(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_in_float64_they_are_the_same_to_the_last_digits(weights: dict[str, Tensor]) -> None:
     network, by_hand = converted(weights).eval().double(), ByHand(weights)
-    pixels = clip_pixels(pictures(), 32).double()
+    pixels = clip_pixels(pictures(), 32, "torchvision").double()
     ids = torch.tensor([[*ids, *[0] * (35 - len(ids))] for ids in PIECES])
     expected = [by_hand.score(one, words) for one, words in zip(pixels, PIECES, strict=True)]
     with torch.no_grad():
@@ -122,11 +124,15 @@ def test_gradients_reach_images(scorer: ImageReward) -> None:
     assert all(parameter.grad is None for parameter in scorer.network.parameters())
 
 
-def test_at_the_networks_own_size_both_paths_agree(scorer: ImageReward) -> None:
-    levels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (32, 35), (35, 32)])
+def test_at_the_networks_own_size_both_paths_agree(scorer: ImageReward, height: int, width: int) -> None:
+    """Without resizing; of a margin of 3 both leave out 2 pixels and then 1."""
+    levels = np.random.default_rng(1).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     images = torch.from_numpy(levels).permute(0, 3, 1, 2) / 255
+    top, left = 2 * (height > 32), 2 * (width > 32)
     exact = scorer.score([Image.fromarray(one) for one in levels], PROMPTS[:2])
     torch.testing.assert_close(scorer(images, PROMPTS[:2]), exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scorer(images[..., top:, left:][..., :32, :32], PROMPTS[:2]), exact, rtol=0, atol=1e-5)
 
 
 def test_it_is_a_scorer_and_a_metric(scorer: ImageReward) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning
-from stepalign.clip import preprocess, tokenize
+from stepalign.clip import preprocess_decoded, tokenize
 from stepalign.judges.pairs import FrozenBase, JudgeScorer, agreement
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.models.base import BaseModel
@@ -116,7 +116,7 @@ def test_a_pairs_scores_are_those_of_its_images_its_prompt_and_its_timestep(tiny
     found = scored(scorer)
     estimates = base.decoded[0][0].unflatten(0, (3, 2))
     for i, j in product(range(3), range(2)):
-        image = model.image_features(preprocess(estimates[i, j][None] / 2 + 0.5, 32, order=order), T[i : i + 1])
+        image = model.image_features(preprocess_decoded(estimates[i, j][None], 32, order=order), T[i : i + 1])
         text = model.text_features(tokenize(scorer.tokenizer, model.config, PROMPTS[i : i + 1]))
         assert found[i, j].item() == pytest.approx(model.score(image, text).item(), abs=1e-4)
 

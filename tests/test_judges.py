@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.assemble import assemble
-from stepalign.clip import preprocess, tokenize
+from stepalign.clip import preprocess, preprocess_decoded, tokenize
 from stepalign.config import change
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
@@ -57,7 +57,7 @@ def test_the_judges_score_is_the_models_on_the_decoded_image_at_its_timestep(
     model: StepAwarePreferenceModel, tokenizer: CLIPTokenizer, decode: Decoder
 ) -> None:
     scores = judged(StepAwareJudge(model, tokenizer, decode), latents())
-    pixels = preprocess(latents() / 2 + 0.5, 32)
+    pixels = preprocess_decoded(latents(), 32)
     for i, prompt in enumerate(PROMPTS):
         text = model.text_features(tokenize(tokenizer, model.config, [prompt]))
         expected = model.score(model.image_features(pixels[i : i + 1], T[i : i + 1]), text)
@@ -87,7 +87,7 @@ def test_pictures_are_prepared_as_the_model_was_trained_unless_another_way_is_as
     scores = judged(StepAwareJudge(model, tokenizer, decode, preprocessing=asked), x_0)
     text = model.text_features(tokenize(tokenizer, model.config, PROMPTS))
     one, other = (
-        model.score(model.image_features(preprocess(x_0 / 2 + 0.5, 32, order=order), T), text)
+        model.score(model.image_features(preprocess_decoded(x_0, 32, order=order), T), text)
         for order in (used, *({"clamp-first", "resize-first"} - {used}))
     )
     torch.testing.assert_close(scores, one, rtol=0, atol=1e-5)
@@ -168,7 +168,9 @@ def test_pickscore_is_clips_logits(tiny_clip: CLIPModel, tokenizer: CLIPTokenize
     images = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     scores = PickScore(tiny_clip, tokenizer)(images, PROMPTS)
     ids = tokenize(tokenizer, tiny_clip.config, PROMPTS)
-    logits = tiny_clip(input_ids=ids, pixel_values=preprocess(images, 32)).logits_per_text.diagonal()
+    logits = tiny_clip(
+        input_ids=ids, pixel_values=preprocess(images, 32, rounding="transformers")
+    ).logits_per_text.diagonal()
     torch.testing.assert_close(scores, logits, rtol=1e-5, atol=1e-5)
 
 

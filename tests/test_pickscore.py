@@ -21,7 +21,7 @@ from stepalign.metrics.pickscore import PickScore
 from stepalign.protocols import Metric, Scorer
 
 PROMPTS = ["a red ring", "a dot", "two blue squares on a green background"]
-SIZES = [(40, 48), (64, 20), (32, 32)]
+SIZES = [(40, 48), (64, 20), (32, 35)]
 
 
 @pytest.fixture
@@ -88,8 +88,8 @@ def test_prompts_are_embedded_once_for_pictures_and_tensors(scorer: PickScore) -
 
 def test_pictures_and_tensors_are_prepared_differently(scorer: PickScore) -> None:
     """With antialias and in whole levels, and without either; alike where nothing is resized."""
-    large, small = picture(80, 80), picture(32, 32)
-    for image, same in ((large, False), (small, True)):
+    for size, same in (((80, 80), False), ((32, 32), True), ((32, 35), True), ((35, 32), True)):
+        image = picture(*size)
         tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
         gap = (scorer.score([image], ["a dot"]) - scorer(tensor, ["a dot"])).abs().item()
         assert (gap < 1e-5) == same
@@ -129,7 +129,10 @@ def test_the_record_says_how_the_numbers_came_about(folder: Path) -> None:
         True,
     )
     assert record.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    assert record.preprocessing == "RGB, PIL bicubic to 32 on the short side, centre crop, CLIP mean and std"
+    assert record.preprocessing == (
+        "RGB, PIL bicubic to 32 on the short side, centre crop (odd margins halved down, as transformers does), CLIP "
+        "mean and std"
+    )
     half = PickScore.from_pretrained(str(folder), dtype=torch.float16).record
     assert half.preprocessing == f"{record.preprocessing}; towers in float16"
 

@@ -15,7 +15,7 @@ from judge_world import LATENT_SHAPE, Base, bright_or_dark, gradients_of_a_step,
 from torch import Tensor
 from worlds import make_sampler
 
-from stepalign.clip import preprocess, tokenize
+from stepalign.clip import preprocess_decoded, tokenize
 from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer
 from stepalign.seeding import EpochOrder, PromptNoise, Purpose, generator_for
@@ -83,7 +83,7 @@ def plain_loss(scorer: JudgeScorer, pairs: PreparedPairs, positions: range, *, s
     abar = make_sampler().alpha_bar(t)[:, None, None, None, None]
     x_0 = (batch.latents + ((1 - abar) / abar).sqrt() * noise[:, None]).flatten(0, 1).float()
     model = scorer.model
-    images = model.image_features(preprocess(x_0 / 2 + 0.5, 32), t.repeat_interleave(2))
+    images = model.image_features(preprocess_decoded(x_0, 32), t.repeat_interleave(2))
     text = model.text_features(tokenize(scorer.tokenizer, model.config, batch.prompts))
     scores = model.score(images, text.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
     gap, label = scores[:, 0] - scores[:, 1], batch.label

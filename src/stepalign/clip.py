@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +18,68 @@ from stepalign.protocols import Preprocessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Rounding = Literal["torchvision", "transformers", "spo"]
+"""How a program rounds the long side of a resized image and half the margin of its centre crop."""
 
 
-def preprocess(
+def resized_size(height: int, width: int, size: int, rounding: Rounding) -> tuple[int, int]:
+    """Height and width of an image whose short side becomes `size`; the long side is no whole number then.
+
+    torchvision and transformers truncate it, SPO's scorer rounds it.
+    """
+    short = min(height, width)
+    if rounding == "spo":
+        scale = size / short
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+    return int(size * height / short), int(size * width / short)
+
+
+def crop_start(extent: int, size: int, rounding: Rounding) -> int:
+    """The first pixel of a centre crop of `size` out of `extent`.
+
+    Half an odd margin is floored by transformers and rounded half to even by torchvision: 57.5 becomes 57 or 58.
+    """
+    margin = extent - size
+    return margin // 2 if rounding == "transformers" else round(margin / 2)
+
+
+def preprocess(images: Float[Tensor, "b 3 h w"], size: int, *, rounding: Rounding) -> Float[Tensor, "b 3 s s"]:
+    """Images in [0, 1], clamped to it, as CLIP's vision tower takes them, in fp32 and differentiably.
+
+    Bicubic without antialias to `size` on the short side, clamped again since bicubic overshoots (and PIL, with which
+    finished images are prepared, clamps too), centre crop, CLIP mean and std.
+    """
+    pixels = _resize(images.float().clamp(0, 1), size, rounding).clamp(0, 1)
+    return _normalise(_centre_crop(pixels, size, rounding))
+
+
+def preprocess_decoded(
     images: Float[Tensor, "b 3 h w"], size: int, *, order: Preprocessing = "clamp-first"
 ) -> Float[Tensor, "b 3 s s"]:
-    """Images in [0, 1], or what a VAE makes of them, as CLIP's vision tower takes them, in fp32 and differentiably.
+    """Decoded images, around [-1, 1], as a step-aware preference model takes them, in fp32 and differentiably.
 
-    Bicubic without antialias to `size` on the short side, centre crop, CLIP mean and std. "clamp-first" clamps to
-    [0, 1] in fp32 and then resizes; "resize-first" resizes in fp16 and then clamps, as SPO's released scorer does.
+    "clamp-first" is `preprocess` after bringing them to [0, 1], as in SPO's released training of the model.
+    "resize-first" resizes and crops in fp16 in [-1, 1], brings to [0, 1] and clamps there, as SPO's released scorer.
     """
-    pixels = images.float().clamp(0, 1) if order == "clamp-first" else images.half()
-    height, width = pixels.shape[-2:]
-    if min(height, width) != size:
-        scaled = (size, round(width * size / height)) if height <= width else (round(height * size / width), size)
-        pixels = F.interpolate(pixels, size=scaled, mode="bicubic", align_corners=False)
-        height, width = scaled
-    top, left = (height - size) // 2, (width - size) // 2
-    pixels = pixels[:, :, top : top + size, left : left + size]
-    if order == "resize-first":
-        pixels = pixels.float().clamp(0, 1)
+    if order == "clamp-first":
+        return preprocess(images / 2 + 0.5, size, rounding="spo")
+    pixels = _centre_crop(_resize(images.half(), size, "spo"), size, "spo")
+    return _normalise((pixels / 2 + 0.5).clamp(0, 1).float())
+
+
+def _resize(pixels: Float[Tensor, "b 3 h w"], size: int, rounding: Rounding) -> Float[Tensor, "b 3 hh ww"]:
+    scaled = resized_size(pixels.shape[-2], pixels.shape[-1], size, rounding)
+    if scaled == tuple(pixels.shape[-2:]):
+        return pixels
+    return F.interpolate(pixels, size=scaled, mode="bicubic", align_corners=False)
+
+
+def _centre_crop(pixels: Float[Tensor, "b 3 h w"], size: int, rounding: Rounding) -> Float[Tensor, "b 3 s s"]:
+    top, left = (crop_start(extent, size, rounding) for extent in pixels.shape[-2:])
+    return pixels[:, :, top : top + size, left : left + size]
+
+
+def _normalise(pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b 3 s s"]:
     mean, std = (torch.tensor(value, device=pixels.device)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
 

@@ -54,8 +54,8 @@ class JudgeModel:
     timestep_conditioning: bool = True
     """False trains plain CLIP on noisy pictures, blind to the timestep (SPO Table 5)."""
     preprocessing: Preprocessing = "clamp-first"
-    """How decoded pictures become the judge's input, kept with the judge: "clamp-first" (fp32, clamp, resize) or
-    "resize-first" (fp16, resize, clamp; SPO's released scorer)."""
+    """How decoded pictures become the judge's input, kept with the judge: "clamp-first" (fp32; clamp, resize,
+    clamp; SPO's released training) or "resize-first" (fp16; resize, clamp; SPO's released scorer)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning
-from stepalign.clip import check_tokenizer, preprocess, tokenize
+from stepalign.clip import check_tokenizer, preprocess_decoded, tokenize
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.protocols import Decode, Denoiser
 from stepalign.sampler import DDIM
@@ -85,7 +85,7 @@ class JudgeScorer:
             latents.to(self.device), cond.map(lambda value: value.to(self.device)), t, noise
         )
         size, order = self.model.config.vision_config.image_size, self.model.preprocessing
-        pixels = preprocess(estimates.flatten(0, 1) / 2 + 0.5, size, order=order)
+        pixels = preprocess_decoded(estimates.flatten(0, 1), size, order=order)
         with self._autocast():
             features = self.model.image_features(pixels, t.repeat_interleave(2))
         return self.model.score(features, text.repeat_interleave(2, 0)).unflatten(0, (-1, 2))

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stepalign.checkpoint import write_text
-from stepalign.clip import check_tokenizer, preprocess, tokenize
+from stepalign.clip import check_tokenizer, preprocess_decoded, tokenize
 from stepalign.config import require
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
 from stepalign.judges.spm_files import (
@@ -260,7 +260,7 @@ class StepAwareJudge:
     def _score(
         self, images: Float[Tensor, "b 3 hh ww"], t: Int[Tensor, " b"], prompts: list[str]
     ) -> Float[Tensor, " b"]:
-        pixels = preprocess(images / 2 + 0.5, self.model.config.vision_config.image_size, order=self.preprocessing)
+        pixels = preprocess_decoded(images, self.model.config.vision_config.image_size, order=self.preprocessing)
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return self.model.score(self.model.image_features(pixels, t), text)
 

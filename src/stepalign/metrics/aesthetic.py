@@ -18,7 +18,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from stepalign.clip import preprocess, resolve_folder
 from stepalign.metrics.clip_features import IN_MEMORY, Source
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, check_pairs, checked_scores, clip_pixels
+from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.metrics.record import files_sha256, scorer_record
 from stepalign.metrics.weights import check_weights, load_clip_vision, read_weights, weight_files, weights_file
 
@@ -71,7 +71,7 @@ class AestheticScore:
             "aesthetic",
             weights=source.name,
             files=list(source.files),
-            preprocessing=CLIP_PREPROCESSING.format(size=config.image_size) + precision_words(backbone.dtype),
+            preprocessing=describe_preparation(config.image_size, "torchvision") + precision_words(backbone.dtype),
             scale="1 to 10",
             needs_prompt=False,
             tensors=None if source.files else {**backbone.state_dict(), **head.state_dict()},
@@ -98,13 +98,14 @@ class AestheticScore:
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""
         check_pairs(len(images), prompts)
-        return self._rate(preprocess(images, self.backbone.config.image_size))
+        return self._rate(preprocess(images, self.backbone.config.image_size, rounding="torchvision"))
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of pictures, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
-        return checked_scores(self._rate(clip_pixels(images, self.backbone.config.image_size)), "aesthetic")
+        pixels = clip_pixels(images, self.backbone.config.image_size, "torchvision")
+        return checked_scores(self._rate(pixels), "aesthetic")
 
     def _rate(self, pixels: Float[Tensor, "b 3 s s"]) -> Float[Tensor, " b"]:
         embeddings = self.backbone(pixels.to(self.backbone.device, self.backbone.dtype)).image_embeds

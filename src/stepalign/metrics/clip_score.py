@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.clip import preprocess
 from stepalign.metrics.clip_features import IN_MEMORY, ClipFeatures, Source, load_clip_folder
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, check_pairs, checked_scores, clip_pixels
+from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 
 CLIP_SCORE = "openai/clip-vit-large-patch14"
 
@@ -27,7 +27,7 @@ class CLIPScore:
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
         self.clip = ClipFeatures(model, tokenizer, name="CLIPScore", source=source)
-        preprocessing = CLIP_PREPROCESSING.format(size=self.clip.image_size)
+        preprocessing = describe_preparation(self.clip.image_size, "torchvision")
         self.record = self.clip.record("clip-score", preprocessing=preprocessing, scale="100 max(cos, 0)")
 
     @classmethod
@@ -44,11 +44,13 @@ class CLIPScore:
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""
         check_pairs(len(images), prompts)
-        return 100 * self.clip.cosines(preprocess(images, self.clip.image_size), prompts).clamp(min=0)
+        return 100 * self.clip.cosines(preprocess(images, self.clip.image_size, rounding="torchvision"), prompts).clamp(
+            min=0
+        )
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of pictures, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
-        cosines = self.clip.cosines(clip_pixels(images, self.clip.image_size), prompts)
+        cosines = self.clip.cosines(clip_pixels(images, self.clip.image_size, "torchvision"), prompts)
         return checked_scores(100 * cosines.clamp(min=0), "clip-score")

@@ -19,7 +19,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from stepalign.clip import check_tokenizer, tokenize
 from stepalign.metrics.clip_features import IN_MEMORY, Source, load_clip_folder
 from stepalign.metrics.geneval import COLOURS, Detection
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, as_rgb, clip_pixels
+from stepalign.metrics.pictures import as_rgb, clip_pixels, describe_preparation
 from stepalign.metrics.record import scorer_record
 from stepalign.protocols import ScorerRecord
 
@@ -58,7 +58,7 @@ class ColourHead:
             "geneval-colours",
             weights=self.source.name,
             files=list(self.source.files),
-            preprocessing=PREPROCESSING + CLIP_PREPROCESSING.format(size=size),
+            preprocessing=PREPROCESSING + describe_preparation(size, "torchvision"),
             scale=f"the nearest of {', '.join(COLOURS)}",
             tensors=None if self.source.files else self.model.state_dict(),
         )
@@ -73,7 +73,8 @@ class ColourHead:
     def cosines(self, image: Image.Image, objects: Sequence[Detection], class_name: str) -> Float[Tensor, "n 10"]:
         """How near each object is to each of `COLOURS`, in fp32; n is at least 1."""
         cuttings = [cut_out(image, found) for found in objects]
-        pixels = clip_pixels(cuttings, self.model.config.vision_config.image_size).to(self.model.device)
+        size = self.model.config.vision_config.image_size
+        pixels = clip_pixels(cuttings, size, "torchvision").to(self.model.device)
         features = self.model.get_image_features(pixel_values=pixels).pooler_output
         return F.normalize(features.float(), dim=-1) @ self._colour_texts(class_name).T
 

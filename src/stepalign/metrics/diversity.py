@@ -14,11 +14,17 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import BitImageProcessorPil, CLIPVisionModelWithProjection, Dinov2Model
+from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from stepalign.clip import resolve_folder
 from stepalign.metrics.aesthetic import precision_words
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, as_rgb, clip_pixels
+from stepalign.metrics.pictures import (
+    MARGINS,
+    clip_pixels,
+    describe_preparation,
+    normalised,
+    resize_and_crop,
+)
 from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import load_clip_vision, load_strictly, model_type, weight_files
 from stepalign.protocols import ScorerRecord
@@ -128,23 +134,19 @@ class ImageFeatures:
 
 def clip_preparation(size: int) -> Preparation:
     """As OpenAI's CLIP has it."""
-    return Preparation(CLIP_PREPROCESSING.format(size=size), lambda images: clip_pixels(images, size))
+    words = describe_preparation(size, "torchvision")
+    return Preparation(words, lambda images: clip_pixels(images, size, "torchvision"))
 
 
 def dinov2_pixels(images: list[Image.Image]) -> Float[Tensor, "b 3 224 224"]:
-    """Pictures as DINOv2 was evaluated on them: its released preprocessor, `DINOV2_PREPARATION` says how."""
-    processor = BitImageProcessorPil(
-        size={"shortest_edge": DINOV2_RESIZED},
-        crop_size={"height": DINOV2_SIZE, "width": DINOV2_SIZE},
-        image_mean=list(IMAGENET_MEAN),
-        image_std=list(IMAGENET_STD),
-    )
-    pixels: Tensor = processor([as_rgb(image) for image in images], return_tensors="pt").pixel_values
-    return pixels
+    """Pictures as DINOv2 was evaluated on them, with torchvision's rounding: `DINOV2_PREPARATION` says how."""
+    cropped = [resize_and_crop(image, DINOV2_RESIZED, DINOV2_SIZE, "torchvision") for image in images]
+    return normalised(cropped, IMAGENET_MEAN, IMAGENET_STD)
 
 
 DINOV2_PREPARATION = Preparation(
-    f"RGB, PIL bicubic to {DINOV2_RESIZED} on the short side, centre crop of {DINOV2_SIZE}, ImageNet mean and std",
+    f"RGB, PIL bicubic to {DINOV2_RESIZED} on the short side, centre crop of {DINOV2_SIZE} ({MARGINS['torchvision']}), "
+    "ImageNet mean and std",
     dinov2_pixels,
 )
 

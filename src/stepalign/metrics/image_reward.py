@@ -18,7 +18,7 @@ from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisio
 from stepalign.clip import first_line, preprocess
 from stepalign.metrics.aesthetic import ScoreHead, precision_words
 from stepalign.metrics.clip_features import IN_MEMORY, Source
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, check_pairs, checked_scores, clip_pixels
+from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import check_weights, read_weights, weights_file
 
@@ -84,7 +84,7 @@ class ImageReward:
             "image-reward",
             weights=source.name,
             files=list(source.files),
-            preprocessing=CLIP_PREPROCESSING.format(size=tower.config.image_size) + precision_words(tower.dtype),
+            preprocessing=describe_preparation(tower.config.image_size, "torchvision") + precision_words(tower.dtype),
             scale="standard normal over the training prompts",
             tensors=None if source.files else network.state_dict(),
         )
@@ -114,13 +114,13 @@ class ImageReward:
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""
         check_pairs(len(images), prompts)
-        return self._rate(preprocess(images, self.network.vision.config.image_size), prompts)
+        return self._rate(preprocess(images, self.network.vision.config.image_size, rounding="torchvision"), prompts)
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of pictures, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
-        pixels = clip_pixels(images, self.network.vision.config.image_size)
+        pixels = clip_pixels(images, self.network.vision.config.image_size, "torchvision")
         return checked_scores(self._rate(pixels, prompts), "image-reward")
 
     def _rate(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:

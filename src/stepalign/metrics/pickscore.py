@@ -14,12 +14,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.clip import preprocess
+from stepalign.clip import Rounding, preprocess
 from stepalign.metrics.clip_features import IN_MEMORY, ClipFeatures, Source, load_clip_folder
-from stepalign.metrics.pictures import CLIP_PREPROCESSING, check_pairs, checked_scores, clip_pixels
+from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.protocols import ScorerRecord
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
+ROUNDING: Rounding = "transformers"
+"""PickScore is published with transformers' image processor."""
 
 
 class PickScore:
@@ -47,7 +49,7 @@ class PickScore:
     @cached_property
     def record(self) -> ScorerRecord:
         """What its numbers are of; reads the weights' files when first asked for, which a reward never is."""
-        preprocessing = CLIP_PREPROCESSING.format(size=self.clip.image_size)
+        preprocessing = describe_preparation(self.clip.image_size, ROUNDING)
         return self.clip.record("pickscore", preprocessing=preprocessing, scale="exp(logit_scale) cos")
 
     @property
@@ -58,13 +60,13 @@ class PickScore:
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""
         check_pairs(len(images), prompts)
-        return self._scaled(preprocess(images, self.clip.image_size), prompts)
+        return self._scaled(preprocess(images, self.clip.image_size, rounding=ROUNDING), prompts)
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of pictures, resized by PIL: `logits_per_text` of each pair, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
-        return checked_scores(self._scaled(clip_pixels(images, self.clip.image_size), prompts), "pickscore")
+        return checked_scores(self._scaled(clip_pixels(images, self.clip.image_size, ROUNDING), prompts), "pickscore")
 
     def _scaled(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:
         scores: Tensor = self.model.logit_scale.float().exp() * self.clip.cosines(pixels, prompts)

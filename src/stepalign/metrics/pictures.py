@@ -7,12 +7,15 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessorPil
 
-from stepalign.clip import CLIP_MEAN, CLIP_STD
+from stepalign.clip import CLIP_MEAN, CLIP_STD, Rounding, crop_start, resized_size
 
 WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-CLIP_PREPROCESSING = "RGB, PIL bicubic to {size} on the short side, centre crop, CLIP mean and std"
+MARGINS: dict[Rounding, str] = {
+    "torchvision": "odd margins halved to even, as torchvision does",
+    "transformers": "odd margins halved down, as transformers does",
+}
+"""What a record says of the centre crop."""
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -61,13 +64,27 @@ def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"
     return scores
 
 
-def clip_pixels(images: list[Image.Image], size: int) -> Float[Tensor, "b 3 s s"]:
-    """Pictures as CLIP's vision tower takes them, `CLIP_PREPROCESSING` says how; with PIL, as the papers had it."""
-    processor = CLIPImageProcessorPil(
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-        image_mean=list(CLIP_MEAN),
-        image_std=list(CLIP_STD),
-    )
-    pixels: Tensor = processor([as_rgb(image) for image in images], return_tensors="pt").pixel_values
-    return pixels
+def describe_preparation(size: int, rounding: Rounding) -> str:
+    """What `clip_pixels` does, for a record."""
+    return f"RGB, PIL bicubic to {size} on the short side, centre crop ({MARGINS[rounding]}), CLIP mean and std"
+
+
+def clip_pixels(images: list[Image.Image], size: int, rounding: Rounding) -> Float[Tensor, "b 3 s s"]:
+    """Pictures as CLIP's vision tower takes them, with PIL, as the papers had it: `describe_preparation` says how."""
+    return normalised([resize_and_crop(image, size, size, rounding) for image in images], CLIP_MEAN, CLIP_STD)
+
+
+def resize_and_crop(image: Image.Image, short_side: int, size: int, rounding: Rounding) -> Image.Image:
+    """The middle of a picture resized to `short_side` on its short side, made RGB by `as_rgb`; a square of `size`."""
+    rows, columns = resized_size(image.height, image.width, short_side, rounding)
+    top, left = (crop_start(extent, size, rounding) for extent in (rows, columns))
+    resized = as_rgb(image).resize((columns, rows), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + size, top + size))
+
+
+def normalised(
+    images: list[Image.Image], mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Float[Tensor, "b 3 s s"]:
+    """Pictures of one size in fp32, in [0, 1] less a mean over a standard deviation of each channel."""
+    shift, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))
+    return (torch.stack([as_tensor(image) for image in images]) - shift) / scale

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
-from stepalign.clip import preprocess
+from stepalign.clip import preprocess, preprocess_decoded
 from stepalign.data.pairs import RawPair
 from stepalign.data.prepared import PairEncoder, prepare
 from stepalign.evaluate_judge import compare_judges, score_held_out
@@ -111,7 +111,7 @@ def train_pickscore(
 
     def contrastive() -> tuple[Tensor, Tensor]:
         pictures, texts = draw_pictures(128, generator)
-        pixels = preprocess(pictures / 2 + 0.5, world.PIXELS)
+        pixels = preprocess_decoded(pictures, world.PIXELS)
         logits = model(input_ids=tokenize(tokenizer, texts), pixel_values=pixels).logits_per_text
         target = torch.arange(len(texts))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -119,7 +119,7 @@ def train_pickscore(
 
     def preference() -> tuple[Tensor, Tensor]:
         prompts, images, label = draw_image_pairs(captions, 64, generator)
-        pixels = preprocess(images.flatten(0, 1), world.PIXELS)
+        pixels = preprocess(images.flatten(0, 1), world.PIXELS, rounding="transformers")
         logits = model(input_ids=tokenize(tokenizer, prompts), pixel_values=pixels).logits_per_text
         rows = torch.arange(len(prompts))
         scores = torch.stack([logits[rows, 2 * rows], logits[rows, 2 * rows + 1]], 1)
