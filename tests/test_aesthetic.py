@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from stepalign.identity import files_digest
 from stepalign.metrics import aesthetic
 from stepalign.metrics.aesthetic import AestheticScore, ScoreHead, load_head
 from stepalign.metrics.pictures import clip_pixels
-from stepalign.metrics.record import files_sha256
 from stepalign.protocols import Metric, Scorer
 
 KEYS = [f"layers.{layer}.{kind}" for layer in (0, 2, 4, 6, 7) for kind in ("weight", "bias")]
@@ -183,7 +183,7 @@ def test_the_record_says_when_the_head_is_another(
     monkeypatch.setattr(aesthetic, "RELEASED_SHA256", (digest[:12], digest[-4:]))
     again = AestheticScore.from_pretrained(str(head), backbone=str(folder / "backbone"))
     assert again.record.weights == "sac+logos+ava1-l14-linearMSE; on backbone"
-    assert again.record.sha256 == files_sha256([head, folder / "backbone" / "model.safetensors"])
+    assert again.record.sha256 == files_digest([head, folder / "backbone" / "model.safetensors"])
     for other in ((digest[:12], "zzzz"), ("zzzz", digest[-4:])):
         monkeypatch.setattr(aesthetic, "RELEASED_SHA256", other)
         assert aesthetic._words(head, "some/backbone").startswith("not ")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stepalign import miniature
-from stepalign.assemble_judge import JudgeParts, assemble_judge, labeller, split_by_prompt, weights_digest
+from stepalign.assemble_judge import JudgeParts, assemble_judge, labeller, split_by_prompt
 from stepalign.data.pairs import ImagePair, read, to_tensor
 from stepalign.data.prepared import PreparedPairs
 from stepalign.evaluate_judge import score_held_out
@@ -178,21 +178,6 @@ def test_what_decides_latents_or_labels_has_a_folder_of_its_own(
     )
     every = [plain, *(assembled(f"--evaluation.num_pairs 2 {flags}") for flags in changes)]
     assert len({parts.trainer.pairs.places[0][0].parent for parts in every}) == len(every)
-
-
-def test_a_digest_is_of_names_precision_and_every_weight() -> None:
-    def digest(**buffers: Tensor) -> str:
-        module = torch.nn.Module()
-        for name, tensor in buffers.items():
-            module.register_buffer(name, tensor)
-        return weights_digest(module)
-
-    weight = torch.arange(4.0)
-    others = [weight.half(), weight + torch.tensor([0, 0, 0, 1e-6]), weight.view(2, 2)]
-    digests = [digest(a=weight), digest(b=weight), *(digest(a=other) for other in others)]
-    assert len(set(digests)) == len(digests)
-    assert digest(a=torch.tensor(1.0)) != digest(a=torch.tensor(2.0))
-    assert digest(a=weight) == digest(a=weight.clone())
 
 
 # What training starts from

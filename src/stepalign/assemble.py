@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from stepalign import miniature
 from stepalign.clip import first_line, resolve_folder
+from stepalign.identity import Identity, network_identity, text_digest, values_digest
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.judges.spm_files import RELEASED_TOKENIZER
@@ -17,6 +18,7 @@ from stepalign.metrics.pickscore import PickScore
 from stepalign.metrics.picture_metric import PictureMetric
 from stepalign.miniature import oracles, world
 from stepalign.models.base import BaseModel
+from stepalign.models.identity import base_identity
 from stepalign.models.load import load
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
@@ -44,6 +46,8 @@ class Parts:
     held_out: list[str]
     """Prompts to evaluate on; empty when the recipe has none."""
     metrics: dict[str, Metric]
+    identity: Identity
+    """Digests of all that decides the run besides its recipe."""
 
 
 def assemble(recipe: Recipe) -> Parts:
@@ -54,7 +58,9 @@ def assemble(recipe: Recipe) -> Parts:
     if both := scorers.keys() & set(recipe.evaluation.oracles):
         raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
     model = base_model(recipe.model, recipe.base)
-    judge, count_judge_texts = _judge(recipe, model)
+    judge, count_judge_texts, judge_identity = _judge(recipe, model)
+    identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
+    identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
     if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
@@ -76,8 +82,10 @@ def assemble(recipe: Recipe) -> Parts:
     )
     metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
     for name, entry in scorers.items():
-        metrics[name] = PictureMetric(load_scorer(entry, device=processes().device))
-    return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics)
+        scorer = load_scorer(entry, device=processes().device)
+        identity[f"scorer {name}"] = scorer.record.content
+        metrics[name] = PictureMetric(scorer)
+    return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics, identity)
 
 
 def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:
@@ -130,8 +138,8 @@ def _held_out(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int]]:
-    """The judge, and how many texts it has embedded."""
+def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], Identity]:
+    """The judge, how many texts it has embedded, and its identity."""
     choice, device = recipe.judge, processes().device
     try:
         match choice.kind:
@@ -145,10 +153,12 @@ def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int]]:
                     max_batch=choice.max_batch,
                     preprocessing=choice.preprocessing,
                 )
-                return step_aware, lambda: step_aware.num_texts
+                return step_aware, lambda: step_aware.num_texts, spm_identity("judge", spm, tokenizer)
             case "pickscore":
                 metric = pickscore(choice.path, precision_of(choice))
-                return ImageJudge(metric, model.decode, max_batch=choice.max_batch), lambda: metric.num_texts
+                judge = ImageJudge(metric, model.decode, max_batch=choice.max_batch)
+                identity = network_identity("judge", metric.model, metric.model.config, metric.tokenizer)
+                return judge, lambda: metric.num_texts, identity
     except (ValueError, OSError) as error:
         raise ValueError(f"judge: {first_line(error)}; give a folder, hub id or .bin with --judge.path") from error
 
@@ -160,6 +170,13 @@ def load_spm(path: str, dtype: torch.dtype = torch.float32) -> tuple[StepAwarePr
         return spm, CLIPTokenizer.from_pretrained(resolve_folder(RELEASED_TOKENIZER))
     spm = StepAwarePreferenceModel.from_pretrained(path, dtype=dtype)
     return spm, CLIPTokenizer.from_pretrained(resolve_folder(path))
+
+
+def spm_identity(name: str, spm: StepAwarePreferenceModel, tokenizer: CLIPTokenizer) -> Identity:
+    """Digests of a step-aware preference model's weights, config and tokenizer."""
+    found = network_identity(name, spm, spm.config, tokenizer)
+    options = [spm.timestep_conditioning, spm.preprocessing]
+    return found | {f"{name}.config": values_digest([found[f"{name}.config"], options])}
 
 
 def pickscore(path: str, dtype: torch.dtype = torch.float32) -> PickScore:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +9,25 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
-from stepalign.assemble import base_model, guided_network, load_spm, pickscore
+from stepalign.assemble import base_model, guided_network, load_spm, pickscore, spm_identity
 from stepalign.batch import Conditioning
 from stepalign.clip import first_line, load_clip, resolve_folder
 from stepalign.config import public_name
 from stepalign.data.pairs import PairSource
 from stepalign.data.prepared import Labeller, Manifest, PairEncoder, PreparedPairs, prepare
 from stepalign.data.sources import open_pairs
+from stepalign.identity import Identity, network_identity, values_digest
 from stepalign.judge_recipes import JudgeRecipe, PairData
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import WEIGHTS
 from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel
+from stepalign.models.identity import base_identity
 from stepalign.parallel import processes
 from stepalign.protocols import Metric
 from stepalign.recipes import MINIATURE
@@ -37,6 +37,8 @@ from stepalign.seeding import EpochOrder, Purpose
 from stepalign.train_judge import JudgeTrainer
 
 Step = Callable[[int, int], None]
+NOT_IN_THE_CACHE = ("unet", "scheduler", "precision", "empty prompt")
+"""Parts of a base model that encode neither images nor prompts; what is encoded has the precision of its encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class JudgeParts:
     """Of the training data."""
     held_out_name: str
     """Where the held-out pairs come from, for people."""
+    identity: Identity
+    """Digests of all that decides the run besides its recipe."""
 
 
 def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
@@ -60,22 +64,25 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     own = None
     if evaluation.pairs is not None:
         own = _source("evaluation.pairs", evaluation.pairs, evaluation.split, data.streaming, evaluation.num_pairs)
-    spm, tokenizer = _start(recipe)
+    spm, tokenizer, start = _start(recipe)
     model = base_model(recipe.model, recipe.base)
     guided = guided_network(model, recipe.base)
-    relabel, relabelled_by = _relabel(data)
-    pairs, manifest = _prepared(source, data, model, relabel, relabelled_by, watcher)
+    relabel, labeller_identity = _relabel(data)
+    base = base_identity(model)
+    identity = base | start | labeller_identity | {"pairs": source.fingerprint}
+    pairs, manifest = _prepared(source, data, model, relabel, base | labeller_identity, watcher)
     if own is None:
         pairs, held_out = split_by_prompt(pairs, share=evaluation.share, seed=recipe.seed)
         name = f"{evaluation.share:.1%} of the prompts of {public_name(manifest.pairs)}"
     else:
-        held_out, other = _prepared(own, data, model, None, "", watcher)
+        held_out, other = _prepared(own, data, model, None, base, watcher)
+        identity["held-out pairs"] = own.fingerprint
         name = public_name(other.pairs)
     held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
-    base = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
-    scorer = JudgeScorer(spm.to(processes().device), tokenizer, base, precision=recipe.training.precision)
+    seen_through = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
+    scorer = JudgeScorer(spm.to(processes().device), tokenizer, seen_through, precision=recipe.training.precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
-    return JudgeParts(model, scorer, trainer, held_out, manifest, name)
+    return JudgeParts(model, scorer, trainer, held_out, manifest, name, identity)
 
 
 def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[PreparedPairs, PreparedPairs]:
@@ -115,8 +122,8 @@ def _source(field: str, name: str | None, split: str, streaming: bool, num_rows:
         ) from error
 
 
-def _start(recipe: JudgeRecipe) -> tuple[StepAwarePreferenceModel, CLIPTokenizer]:
-    """The model training begins with: a CLIP made step-aware, or a step-aware one that learns on."""
+def _start(recipe: JudgeRecipe) -> tuple[StepAwarePreferenceModel, CLIPTokenizer, Identity]:
+    """The model training begins with, a CLIP made step-aware or a step-aware one that learns on, and its identity."""
     choice = recipe.judge
     path = str(miniature.PICKSCORE) if choice.start == MINIATURE else choice.start
     try:
@@ -126,15 +133,15 @@ def _start(recipe: JudgeRecipe) -> tuple[StepAwarePreferenceModel, CLIPTokenizer
             for name, value in own.items():
                 if value != getattr(choice, name):
                     raise ValueError(f"{path} has {name} {value}; say so with --judge.{name}")
-            return spm, tokenizer
+            return spm, tokenizer, spm_identity("judge.start", spm, tokenizer)
         folder = resolve_folder(path)
-        clip = load_clip(folder)
+        clip, tokenizer = load_clip(folder), CLIPTokenizer.from_pretrained(folder)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)  # the timestep embedder's weights, the same in every process
             spm = StepAwarePreferenceModel.from_clip(
                 clip, timestep_conditioning=choice.timestep_conditioning, preprocessing=choice.preprocessing
             )
-        return spm, CLIPTokenizer.from_pretrained(folder)
+        return spm, tokenizer, network_identity("judge.start", clip, clip.config, tokenizer)
     except (ValueError, OSError, SafetensorError) as error:
         raise ValueError(
             f"judge.start: {first_line(error)}; give a CLIP's folder or hub id with --judge.start"
@@ -149,15 +156,16 @@ def _is_step_aware(folder: Path) -> bool:
         return any("adaLN_modulation" in key for key in list(file.keys()))
 
 
-def _relabel(data: PairData) -> tuple[Labeller | None, str]:
-    """What gives pairs new labels, and a digest of it."""
+def _relabel(data: PairData) -> tuple[Labeller | None, Identity]:
+    """What gives pairs new labels, and its identity."""
     if data.relabel_with is None:
-        return None, ""
+        return None, {}
     try:
         scorer = pickscore(data.relabel_with)
     except (ValueError, OSError) as error:
         raise ValueError(f"data.relabel_with: {first_line(error)}; give a PickScore's folder or hub id") from error
-    return labeller(scorer, tie_gap=data.tie_gap), weights_digest(scorer.model) + f" tie {data.tie_gap}"
+    found = network_identity("data.relabel_with", scorer.model, scorer.model.config, scorer.tokenizer)
+    return labeller(scorer, tie_gap=data.tie_gap), found
 
 
 def labeller(metric: Metric, *, tie_gap: float) -> Labeller:
@@ -174,20 +182,18 @@ def labeller(metric: Metric, *, tie_gap: float) -> Labeller:
 
 
 def _prepared(
-    source: PairSource, data: PairData, model: BaseModel, label: Labeller | None, labelled_by: str, watcher: Watcher
+    source: PairSource, data: PairData, model: BaseModel, label: Labeller | None, made_by: Identity, watcher: Watcher
 ) -> tuple[PreparedPairs, Manifest]:
-    """A source's pairs in the cache, under a name that says what they were made from."""
+    """A source's pairs in the cache, in a folder named by the content of rows, encoders and labeller."""
 
     def encode(prompts: list[str]) -> Conditioning:
         cond = model.encode(prompts)
         model.forget()
         return cond
 
-    parts = [part for name, part in model.pipeline.components.items() if name == "vae" or "text_encoder" in name]
+    used = {part: value for part, value in made_by.items() if part.partition(".")[0] not in NOT_IN_THE_CACHE}
     size = model.picture_size
-    scale = [model.pipeline.vae.config.scaling_factor, model.pipeline.vae.config.shift_factor]
-    made_from = [source.fingerprint, *map(weights_digest, parts), *scale, size, labelled_by]
-    key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:20]
+    key = values_digest([source.fingerprint, used, data.tie_gap if label else None])[:20]
     return prepare(
         source,
         Path(data.cache).expanduser() / key,
@@ -196,12 +202,3 @@ def _prepared(
         tick=lambda done, total: watcher.phase("prepare", done, total),
         tell=watcher.note,
     )
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A digest of a module's weights and their precision."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -191,6 +191,8 @@ class ScorerRecord:
     needs_prompt: bool
     libraries: dict[str, str]
     """Versions of those that decide the number."""
+    content: str = ""
+    """The digest of weights, config and tokenizer as loaded, whatever files they came from; "" before it was kept."""
 
 
 @runtime_checkable

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from stepalign.clip import preprocess, resolve_folder
+from stepalign.identity import file_digest, module_digest, network_identity
 from stepalign.metrics.clip_features import IN_MEMORY, Source
 from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
-from stepalign.metrics.record import files_sha256, scorer_record
+from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import check_weights, load_clip_vision, read_weights, weight_files, weights_file
 
 BACKBONE = "openai/clip-vit-large-patch14"
@@ -75,6 +76,7 @@ class AestheticScore:
             scale="1 to 10",
             needs_prompt=False,
             tensors=None if source.files else {**backbone.state_dict(), **head.state_dict()},
+            parts=network_identity("backbone", backbone, config) | {"head": module_digest(head)},
         )
 
     @classmethod
@@ -140,7 +142,7 @@ def precision_words(dtype: torch.dtype) -> str:
 
 def _words(head: Path, backbone: str) -> str:
     """The weights for the record, with no path of this machine in them."""
-    digest = files_sha256([head])
+    digest = file_digest(head)
     released = digest.startswith(RELEASED_SHA256[0]) and digest.endswith(RELEASED_SHA256[1])
     source = Path(backbone).expanduser()
     name = RELEASED if released else f"not {RELEASED}: {head.name}, SHA-256 {digest}"

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.clip import check_tokenizer, first_line, load_clip, resolve_folder, tokenize
+from stepalign.identity import network_identity
 from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import weight_files
 from stepalign.protocols import ScorerRecord
@@ -73,6 +74,7 @@ class ClipFeatures:
             preprocessing=preprocessing,
             scale=scale,
             tensors=None if self.source.files else self.model.state_dict(),
+            parts=network_identity("clip", self.model, self.model.config, self.tokenizer),
         )
 
 

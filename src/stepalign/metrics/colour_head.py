@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.clip import check_tokenizer, tokenize
+from stepalign.identity import network_identity
 from stepalign.metrics.clip_features import IN_MEMORY, Source, load_clip_folder
 from stepalign.metrics.geneval import COLOURS, Detection
 from stepalign.metrics.pictures import as_rgb, clip_pixels, describe_preparation
@@ -61,6 +62,7 @@ class ColourHead:
             preprocessing=PREPROCESSING + describe_preparation(size, "torchvision"),
             scale=f"the nearest of {', '.join(COLOURS)}",
             tensors=None if self.source.files else self.model.state_dict(),
+            parts=network_identity("clip", self.model, self.model.config, self.tokenizer),
         )
 
     def __call__(self, image: Image.Image, objects: Sequence[Detection], class_name: str) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 
 from stepalign.clip import first_line, resolve_folder
+from stepalign.identity import network_identity
 from stepalign.metrics.geneval import CLASSES, THRESHOLD, Box, Detection
 from stepalign.metrics.pictures import as_rgb
 from stepalign.metrics.record import scorer_record
@@ -81,6 +82,7 @@ class Mask2FormerDetector:
             scale="probability of the class times the mask's mean probability within it",
             needs_prompt=False,
             tensors=None if self.files else self.model.state_dict(),
+            parts=network_identity("detector", self.model, self.model.config),
         )
 
     @torch.no_grad()

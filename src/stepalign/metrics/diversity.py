@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPVisionModelWithProjection, Dinov2Model
 
 from stepalign.clip import resolve_folder
+from stepalign.identity import network_identity
 from stepalign.metrics.aesthetic import precision_words
 from stepalign.metrics.pictures import (
     MARGINS,
@@ -120,6 +121,7 @@ class ImageFeatures:
             preprocessing=preparation.words + precision_words(dtype),
             scale="features",
             needs_prompt=False,
+            parts=network_identity("network", network, network.config),
         )
         return cls(network.to(device, dtype), preparation, record=record)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from stepalign.clip import first_line, preprocess
+from stepalign.identity import network_identity
 from stepalign.metrics.aesthetic import ScoreHead, precision_words
 from stepalign.metrics.clip_features import IN_MEMORY, Source
 from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
@@ -87,6 +88,8 @@ class ImageReward:
             preprocessing=describe_preparation(tower.config.image_size, "torchvision") + precision_words(tower.dtype),
             scale="standard normal over the training prompts",
             tensors=None if source.files else network.state_dict(),
+            parts=network_identity("network", network, tower.config, tokenizer)
+            | network_identity("text", network.text, network.text.config),
         )
 
     @classmethod
