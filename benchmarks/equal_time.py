@@ -27,6 +27,8 @@ from stepalign.statistics import paired_difference
 
 SHORT_ROUNDS = {"prompts_per_round": 16, "sample_batch": 16}
 """For all, so that times can be equal."""
+EVALUATION = {"eta": 1.0}
+"""Held-out images take the noise of training, as when the committed figures were made."""
 AHEAD = {"num_inner_steps": [4, 1], "inner_step_bounds": [400], "inner_steps": "look-ahead"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one step": {},
@@ -50,7 +52,11 @@ def main() -> None:
     scores: dict[str, list[dict[str, Tensor]]] = {name: [] for name in VARIANTS}
     for seed in arguments.seeds:
         for name, changes in VARIANTS.items():
-            shared = {"seed": seed, "training": SHORT_ROUNDS, "evaluation": {"num_prompts": arguments.num_prompts}}
+            shared = {
+                "seed": seed,
+                "training": SHORT_ROUNDS,
+                "evaluation": EVALUATION | {"num_prompts": arguments.num_prompts},
+            }
             recipe = change(change(start, shared), changes)
             parts = assemble(recipe)
             runs[name].append(train(parts, arguments.seconds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ from measured import CASES, PROMPTS, World, found_together
 from stepalign.assemble import assemble
 from stepalign.config import change
 from stepalign.evaluate import Generated, generate
+from stepalign.generation import Generation
 from stepalign.held_out import measure
 from stepalign.metrics.pickscore import PickScore
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.miniature import PICKSCORE, oracles
 from stepalign.models.base import BaseModel
 from stepalign.recipes import load_recipe, with_absolute_paths
+from stepalign.sampler import DDIM
 
 
 def generated(world: World, **changes: Any) -> Generated:
     """What `generate` makes of the world's prompts."""
     parts = world.parts()
+    sampler = DDIM(parts.sampler.schedule, eta=0.0)
     given = {"prompts": PROMPTS, "encode": parts.model.encode, "decode": parts.model.decode, "metrics": parts.metrics}
     given |= {"latent_shape": parts.model.latent_shape, "device": parts.model.device, "seed": 3, "batch_size": 1}
-    return generate(world.denoiser("policy"), parts.sampler, parts.judge, **{**given, **changes})
+    return generate(world.denoiser("policy"), sampler, parts.judge, **{**given, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,7 @@ def test_a_run_is_measured_by_its_judge_and_metrics_in_the_role_asked_for(role: 
     found = measure(recipe, parts, role, num_prompts=2, num_kept=1, tick=ticks.append)
     expected = generate(
         parts.policy.denoiser(role),
-        parts.sampler,
+        DDIM(parts.sampler.schedule, eta=0.0),
         parts.judge,
         prompts=parts.held_out[:2],
         encode=parts.model.encode,
@@ -136,6 +140,19 @@ def test_a_run_is_measured_by_its_judge_and_metrics_in_the_role_asked_for(role: 
     assert ticks == [2]
     assert parts.policy.calls.keys() == {role}
     assert len(measure(recipe, parts, role).scores["judge"]) == len(parts.held_out) == 3
+
+
+def test_held_out_images_take_the_noise_of_the_evaluation_not_of_training(tiny_sd: BaseModel) -> None:
+    """Training's eta is 1; an evaluation's is 0 by default, as in `stepalign generate`, and 1 where asked for."""
+    recipe = recipe_of()
+    parts = parts_of(tiny_sd, recipe)
+    assert recipe.base.eta == parts.sampler.eta == 1
+    assert Generation("sdxl").eta == recipe.evaluation.eta == 0
+    found = measure(recipe, parts, "policy").scores["judge"]
+    noisy = measure(recipe_of(evaluation={"eta": 1.0}), parts, "policy").scores["judge"]
+    elsewhere = replace(parts, sampler=DDIM(parts.sampler.schedule, eta=0.25))
+    assert torch.equal(measure(recipe, elsewhere, "policy").scores["judge"], found)
+    assert not torch.allclose(noisy, found, atol=1e-3)
 
 
 def test_scorers_of_a_recipe_are_metrics_beside_its_oracles() -> None:

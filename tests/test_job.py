@@ -18,6 +18,7 @@ from stepalign.checkpoint import RunState, load_state
 from stepalign.config import change
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.rollout import sample
+from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
 PROMPTS = ["a cat", "a dog", "two boats"]
@@ -81,10 +82,11 @@ def test_the_scores_are_of_samples_of_base_and_trained_model_from_the_same_seeds
     output, summary = run_of[which]
     parts, state = assemble(recipe), load_state(output / "checkpoint.pt", RunState)
     parts.policy.load(adapter=state.adapter, ema=state.ema)
+    sampler = DDIM(parts.sampler.schedule, eta=0.0)
     for name, role in (("base", "reference"), ("aligned", ROLES[which])):
         noise = PromptNoise([generator_for(0, Purpose.EVALUATION, row) for row in range(3)])
         cond, shape = parts.model.encode(PROMPTS), parts.model.latent_shape
-        x_0 = sample(parts.policy.denoiser(role), parts.sampler, cond=cond, latent_shape=shape, noise=noise)
+        x_0 = sample(parts.policy.denoiser(role), sampler, cond=cond, latent_shape=shape, noise=noise)
         scores = parts.judge(x_0, x_0, torch.zeros(3, dtype=torch.long), PROMPTS)
         assert summary["scores"]["judge"][name] == pytest.approx(scores.mean().item(), abs=1e-5)
 

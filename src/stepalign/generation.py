@@ -136,6 +136,7 @@ def generate_folder(
         num_prompts=len(prompts),
         num_pictures=len(rows),
         num_kept=len(rows) - len(missing),
+        resolution=list(drawing.model.picture_size),
         num_prompts_cut=num_cut,
         seconds=round(time.perf_counter() - start, 1),
         device=device_name(drawing.model.device),

@@ -1,8 +1,9 @@
-"""What the models of a run make of its held-out prompts, measured by all processes together."""
+"""Held-out evaluation of a run's models, shared by all processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -12,6 +13,19 @@ from stepalign.evaluate import Generated, generate
 from stepalign.parallel import processes
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe
+from stepalign.sampler import DDIM
+from stepalign.sampling_record import sampling_record
+
+
+def sampling_of(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+    """How a run's held-out images are sampled, for its summary and tables."""
+    return sampling_record(
+        num_steps=recipe.base.num_steps,
+        eta=recipe.evaluation.eta,
+        guidance_scale=recipe.base.guidance_scale,
+        seed=recipe.seed,
+        resolution=parts.model.picture_size,
+    )
 
 
 def measure(
@@ -23,14 +37,15 @@ def measure(
     num_kept: int = 0,
     tick: Callable[[int], None] = lambda num: None,
 ) -> Generated:
-    """A role's pictures of the first held-out prompts, scored by the judge and the run's metrics.
+    """A role's images of the first held-out prompts, scored by the judge and the run's metrics.
 
-    Processes share the prompts and each gets all scores; the images of the first `num_kept` prompts are kept.
+    They are sampled on the run's timesteps with `evaluation.eta`, whatever noise it trains with. Processes share the
+    prompts and each gets all scores; the images of the first `num_kept` prompts are kept.
     """
     prompts, world, rank = parts.held_out[:num_prompts], processes().num_processes, processes().process_index
     own = generate(
         parts.policy.denoiser(role),
-        parts.sampler,
+        DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
         parts.judge,
         prompts=prompts,
         encode=parts.model.encode,

@@ -28,7 +28,7 @@ from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare
 from stepalign.figures import plot_weights
 from stepalign.guard import GuardWatch
-from stepalign.held_out import measure
+from stepalign.held_out import measure, sampling_of
 from stepalign.parallel import processes
 from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
@@ -82,6 +82,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "recipe": recipe.name,
         "seed": recipe.seed,
         "num_prompts": len(parts.held_out),
+        "sampling": sampling_of(recipe, parts),
         "scores": compare(*evaluated) if evaluated else {},
         **({} if guard is None else {"guard": guard.summary()}),
         **_work(parts, parts.trainer.seconds + time.perf_counter() - start),

@@ -91,10 +91,14 @@ class Evaluation:
     scorers: tuple[str, ...] = ()
     """Scorers of finished pictures, beside the judge, as `stepalign evaluate` names them: pickscore, hps-v2.1, ..., or
     NAME=PATH."""
+    eta: float = 0.0
+    """DDIM noise of held-out images: 0, deterministic, as in the papers and in `stepalign generate`. Steps,
+    guidance and resolution are the run's own."""
     batch_size: int = 8
     """Images sampled at once."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.eta <= 1, "evaluation.eta", self.eta, "between 0 and 1")
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "at least 2, for an interval")
         require(self.batch_size >= 1, "evaluation.batch_size", self.batch_size, "at least 1")
 

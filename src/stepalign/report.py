@@ -25,6 +25,7 @@ from stepalign.page import (
     spread,
     write_page,
 )
+from stepalign.sampling_record import sampling_words
 
 CURVES = (
     ("judge_score", "Judge score", "mean of the round's candidates at t = 0; prompts differ by round", False),
@@ -100,6 +101,7 @@ def write_report(
         "num_rounds": len(rounds),
         "summary": summary,
         "duration": duration(summary["seconds"]) if is_number(summary.get("seconds")) else None,
+        "sampling": sampling_words(summary.get("sampling", {})),
         "scores": [_score_row(name, row, digits=digits[name]) for name, row in scores.items()],
         "examples": [_card(example, digits=digits) for example in examples],
         "charts": _curves(rounds),

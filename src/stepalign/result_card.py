@@ -22,6 +22,7 @@ from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
 from stepalign.run_directory import device_name, versions
+from stepalign.sampling_record import sampling_of_generation, sampling_words
 from stepalign.statistics import bca_interval, cluster_means
 
 PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
@@ -139,6 +140,8 @@ def mean_over_prompts(rows: list[ImageRow], values: list[float]) -> dict[str, An
 def card(results: dict[str, Any]) -> str:
     """The result card as Markdown: the numbers, and all that is needed to get them again."""
     lines = [f"# {results['name']}", "", f"{results['num_images']} pictures of {results['num_prompts']} prompts.", ""]
+    if sampling := sampling_words(sampling_of_generation(results["generation"])):
+        lines += [f"Sampled with {sampling}.", ""]
     lines += ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|"]
     for name, row in results["scores"].items():
         lines.append(f"| {name} | {_cell(row)} | {results['scorers'][name]['scale']} |")

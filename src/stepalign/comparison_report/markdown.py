@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from stepalign.comparison_report.tables import category_table, pair_rows, score_digits, score_table, strength_table
+from stepalign.comparison_report.tables import (
+    category_table,
+    pair_rows,
+    sampling_lines,
+    score_digits,
+    score_table,
+    strength_table,
+)
 
 
 def comparison_markdown(summary: dict[str, Any]) -> str:
@@ -19,6 +26,7 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
         "over prompts. **Bold**: best, its interval against the next leaves out 0; _italic_: second best likewise.",
         "",
     ]
+    lines += [*map(_plain, sampling_lines(summary)), ""]
     lines += _table(
         ["", *scorers],
         [[row["name"], *(_marked(*cell[1:]) for cell in row["cells"])] for row in score_table(summary, digits)],

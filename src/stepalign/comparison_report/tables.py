@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepalign.page import decimals, difference_row, fixed, spread
+from stepalign.sampling_record import sampling_of_generation, sampling_words
 
 HALF_BINS = 12
 """Bars of a histogram on either side of 0, at most."""
@@ -112,6 +113,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
             text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             rows[f"{prefix}{name}".replace("_", " ")] = text
     return rows
+
+
+def sampling_lines(summary: dict[str, Any]) -> list[str]:
+    """How each model's images were sampled, in words; one line where it is the same for all."""
+    told = {
+        model: sampling_words(sampling_of_generation(values)) or "sampling settings not recorded"
+        for model, values in summary["generation"].items()
+    }
+    if len(set(told.values())) == 1:
+        return [f"Images: {next(iter(told.values()))}."]
+    return [f"{model}: {words}." for model, words in told.items()]
 
 
 def histogram(name: str, gains: Sequence[float], digits: int) -> dict[str, Any]:
