@@ -194,7 +194,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, refused
         raise KeyboardInterrupt
 
     monkeypatch.setattr("stepalign.job.run", interrupted)
-    assert "the same command goes on" in refused("train", "gradspo-sd15")
+    assert "the same command resumes" in refused("train", "gradspo-sd15")
 
 
 def test_the_demo_runs_the_miniature_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -171,3 +171,16 @@ def test_flags_change_fields() -> None:
     assert override(Outer(), parse_flags(line.split())) == Outer(
         mode="slow", loud=True, inner=Inner(rate=1e-4, window=(0, 250), limit=None)
     )
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", "NULL", "~"])
+def test_nothing_has_many_names_in_yaml_and_in_flags(word: str) -> None:
+    words = f"--region {word} --inner.limit {word} --inner.names {word}".split()
+    for values in (parse_flags(words), {"region": word, "inner": {"limit": word, "names": word}}):
+        found = override(Outer(inner=Inner(limit=1.0, names=("a",))), values)
+        assert (found.region, found.inner.limit, found.inner.names) == (None, None, ())
+
+
+def test_half_of_a_character_is_refused_with_its_field() -> None:
+    with pytest.raises(ValueError, match=r"^name holds half of a character"):
+        override(Outer(), {"name": "a\ud83d"})

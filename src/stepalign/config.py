@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
+from stepalign.parsing import check_text, is_nothing, parse_yaml, read_text
+
 T = TypeVar("T")
 NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -50,10 +52,7 @@ def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> 
         raise ValueError(f"recipe: there is none called {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     if not path.is_file():
         raise ValueError(f"recipe: there is no file {name!r}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe: {name} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(read_text(path, "recipe"), f"recipe: {name}")
     if not isinstance(values, dict):
         raise ValueError(f"recipe: {name} must hold fields and their values, not {type(values).__name__}")
     start = values.pop("recipe", None)
@@ -136,8 +135,8 @@ def to_plain(value: Any) -> Any:
 
 def _read(text: str) -> Any:
     try:
-        return yaml.safe_load(text) if text else text
-    except yaml.YAMLError:
+        return parse_yaml(text, "value") if text else text
+    except ValueError:  # what is no YAML is text
         return text
 
 
@@ -149,23 +148,23 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
     """The value as the type a field is annotated with, where nothing is lost."""
     arguments = typing.get_args(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None or value == "None":
-            if type(None) in arguments:
-                return None
-            raise ValueError(f"{path} cannot be empty")
+        if is_nothing(value) and type(None) in arguments:
+            return None
         return _convert(value, next(kind for kind in arguments if kind is not type(None)), path)
     if typing.get_origin(hint) is Literal:
         if value in arguments:
             return value
         raise ValueError(f"{path} is one of {', '.join(map(str, arguments))}; got {value!r}")
     if typing.get_origin(hint) is tuple:
+        if is_nothing(value) and arguments[-1] is Ellipsis:
+            return ()
         items = list(value) if isinstance(value, list | tuple) else [value]
         kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
         if len(items) != len(kinds):
             raise ValueError(f"{path} takes {len(kinds)} values, got {len(items)}")
         return tuple(_convert(item, kind, path) for item, kind in zip(items, kinds, strict=True))
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
+        return check_text(str(value), path)
     if hint in NUMBERS:
         number = _number(value, hint)
         if number is not None:

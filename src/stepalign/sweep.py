@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from stepalign.checkpoint import write_text
 from stepalign.config import change, require, to_plain
 from stepalign.job import SCORES, run
+from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.run_directory import Watcher, finished
 from stepalign.statistics import paired_difference
@@ -51,12 +51,7 @@ class Sweep:
 
 def load_sweep(path: Path) -> Sweep:
     """Read a sweep's file; raises ValueError saying what in it makes no sense."""
-    if not path.is_file():
-        raise ValueError(f"sweep: there is no file {str(path)!r}")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"sweep: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(read_text(path, "sweep"), f"sweep: {path}")
     known = {"recipe", "seeds", "changes", "tables"}
     if not isinstance(values, dict) or not known - {"changes"} <= values.keys() <= known:
         raise ValueError(f"sweep: {path} must hold recipe, seeds, tables and, if wanted, changes, and nothing else")

@@ -1,0 +1,112 @@
+"""Stopping when a signal asks for it: SIGINT (ctrl-C), SIGTERM and SIGHUP end a command at its next safe point.
+
+Work that has something to save runs inside `finishing()` and calls `check_stop()` where it may end: the first signal is
+then only noted, and `check_stop` raises `Stopped`. Anywhere else the first signal raises `Stopped` where it arrives.
+A second signal ends the process at once. Without `stop_on_signals`, which the command line uses, nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+"""Windows has no SIGHUP."""
+REPEATS = 0.1
+"""Seconds in which the same request may arrive twice: `timeout` signals its child and then its whole group."""
+FORWARDED = 5.0
+"""The same for a process that a launcher started, which passes on what the terminal has sent to everybody."""
+SHOW_CURSOR = "\x1b[?25h"
+
+
+class Stopped(BaseException):
+    """A command ended early because a signal asked for it; no `except Exception` takes it for a fault."""
+
+    def __init__(self, signum: int, saved: str = "") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.saved = saved
+        """What is on disk, for people: "round 3 of 16 is saved"."""
+
+    @property
+    def status(self) -> int:
+        """The exit status that shells give to a process ended by this signal: 130, 143 or 129."""
+        return 128 + self.signum
+
+
+@dataclass(slots=True)
+class _Request:
+    """What has been asked of this process so far."""
+
+    signum: int | None = None
+    since: float = 0.0
+    num_finishing: int = 0
+
+
+_request = _Request()
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Handle the signals while the block runs; only the main thread can, and an ignored signal stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _request.signum, _request.num_finishing = None, 0
+    known = [getattr(signal, name) for name in NAMES if name in signal.Signals.__members__]
+    before = {number: signal.getsignal(number) for number in known}
+    handled = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in handled:
+        signal.signal(number, _on_signal)
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        _request.signum = None
+
+
+@contextmanager
+def finishing() -> Iterator[None]:
+    """Let the work in the block reach its next `check_stop()` before a signal ends it."""
+    _request.num_finishing += 1
+    try:
+        yield
+    finally:
+        _request.num_finishing -= 1
+
+
+def stop_requested() -> bool:
+    """Whether a signal has asked this process to stop."""
+    return _request.signum is not None
+
+
+def check_stop(saved: str = "") -> None:
+    """Raise Stopped, with what is on disk, when a signal has asked this process to stop."""
+    if _request.signum is not None:
+        raise Stopped(_request.signum, saved)
+
+
+def _on_signal(signum: int, frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if _request.signum is None:
+        _request.signum, _request.since = signum, now
+        if not _request.num_finishing:
+            raise Stopped(signum)
+    elif now - _request.since > (FORWARDED if "LOCAL_RANK" in os.environ else REPEATS):
+        _exit_now(signum)
+
+
+def _exit_now(signum: int) -> None:
+    """End the process without unwinding it, which may wait for a network or a disk."""
+    cursor = SHOW_CURSOR if sys.stderr.isatty() else ""
+    line = f"{cursor}stepalign: stopped at once by {signal.Signals(signum).name}\n"
+    os.write(2, line.encode())
+    os._exit(128 + signum)
