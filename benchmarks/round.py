@@ -127,7 +127,7 @@ def measure(size: str, num_prompts: int | None) -> dict[str, Any]:
     trainer = (
         miniature_trainer(recipe, clock) if size == "miniature" else full_size_trainer(size, recipe, clock, device)
     )
-    trainer.objective = TimedObjective(trainer.objective, clock)
+    trainer.updater.objective = TimedObjective(trainer.updater.objective, clock)
     trainer.round()
     clock.seconds.clear()
     calls = Counter(trainer.calls)

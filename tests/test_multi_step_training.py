@@ -21,7 +21,8 @@ from stepalign.recipes import SDXL, SDXL_VAE, Recipe, load_recipe
 from stepalign.rollout import Branching, sample
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.train import Experience, Trainer
+from stepalign.train import Trainer
+from stepalign.updater import Experience
 
 PATH = Branching(num_candidates=2, num_inner_steps=(3,))
 """Sixteen steps in six windows, the first of each window of one parent and the other ten of two."""
@@ -180,9 +181,9 @@ def test_an_sdxl_of_any_kind_of_prediction_learns_from_windows(tiny_sdxl: BaseMo
         branching=replace(PATH, num_inner_steps=(2,)),
         prompts_per_round=2,
         train_batch=8,
+        sampler=DDIM(replace(tiny_sdxl.schedule(4), prediction_type=prediction_type)),
         **parts,
     )
-    trainer.sampler = DDIM(replace(tiny_sdxl.schedule(4), prediction_type=prediction_type))
     row = trainer.round()
     assert {batch.x_t.shape[1] for batch in spy.batches} == {1, 2}
     assert row["comparisons"] == 2 * 4
@@ -215,8 +216,8 @@ def test_the_kind_of_prediction_changes_nothing_of_a_round(prediction_type: str,
     """Up to rounding: float32 noise out of clean samples at t = 1 has lost a factor of 30."""
     branching = replace(PATH, inner_steps=inner_steps)
     expected = make_trainer(objective=SPO, branching=branching)
-    other = make_trainer(objective=SPO, branching=branching, policy=OfKind(prediction_type))
-    other.sampler = DDIM(replace(expected.sampler.schedule, prediction_type=prediction_type))
+    sampler = DDIM(replace(make_sampler().schedule, prediction_type=prediction_type))
+    other = make_trainer(objective=SPO, branching=branching, policy=OfKind(prediction_type), sampler=sampler)
     rows = [trainer.round() for trainer in (expected, other)]
     for name in ("comparisons", "judge_score", "loss", "margin", "rms_delta"):
         assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-2, abs=1e-4)

@@ -32,7 +32,8 @@ from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.policy import LoraPolicy
 from stepalign.rollout import Branching, sample
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.train import Trainer, Training
+from stepalign.train import Trainer
+from stepalign.train_settings import Training
 
 NUM_PARENTS = 16
 
@@ -96,7 +97,7 @@ def test_nothing_crosses_rounds() -> None:
     trainer, spy = spied_trainer()
     trainer.round()
     first = {pair for update in spy.updates for pair in update}
-    assert all(parameter.grad is None for parameter in trainer.parameters)
+    assert all(parameter.grad is None for parameter in trainer.updater.parameters)
     spy.updates[:] = [[]]
     trainer.round()
     assert len(spy.updates) == 10 + 1
@@ -130,7 +131,7 @@ def test_a_round_without_comparisons_is_a_normal_round() -> None:
 def test_the_average_follows_every_optimizer_step() -> None:
     trainer = make_trainer(ema_decay=0.8)
     adapters: list[Tensor] = []
-    trainer.optimizer.register_step_post_hook(
+    trainer.updater.optimizer.register_step_post_hook(
         lambda *_: adapters.append(trainer.policy.adapter["shift"].detach().clone())
     )
     trainer.round()
@@ -143,7 +144,7 @@ def test_gradients_are_clipped_when_asked() -> None:
     norms: list[float] = []
     trainer = make_trainer(max_grad_norm=0.01)
     shift = trainer.policy.adapter["shift"]
-    trainer.optimizer.register_step_pre_hook(lambda *_: norms.append(shift.grad.norm().item()))
+    trainer.updater.optimizer.register_step_pre_hook(lambda *_: norms.append(shift.grad.norm().item()))
     row = trainer.round()
     assert norms == pytest.approx([0.01] * 10, rel=1e-3)
     assert row["grad_norm"] > 0.01

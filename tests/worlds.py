@@ -22,7 +22,8 @@ from stepalign.objectives.stepwise import Stepwise
 from stepalign.protocols import Denoiser, Metrics, Role
 from stepalign.rollout import Branching
 from stepalign.sampler import DDIM, NoiseSchedule
-from stepalign.train import Trainer, Training
+from stepalign.train import Trainer
+from stepalign.train_settings import Training
 
 LATENT_SHAPE = (2, 2, 2)
 SPREAD = 0.5
@@ -106,6 +107,7 @@ def make_trainer(
     branching: Branching | None = None,
     prompts: list[str] = PROMPTS,
     num_steps: int = 20,
+    sampler: DDIM | None = None,
     seed: int = 0,
     latent_shape: tuple[int, int, int] = LATENT_SHAPE,
     encode: object = encode,
@@ -114,7 +116,7 @@ def make_trainer(
     """A trainer in this world unless other parts are given; `training` changes fields of SMALL."""
     return Trainer(
         policy or ShiftPolicy(),
-        make_sampler(num_steps),
+        sampler or make_sampler(num_steps),
         judge or BrightnessJudge(),
         objective or Stepwise(),
         encode=encode,

@@ -24,7 +24,7 @@ _HOMES = {
     "StepAwarePreferenceModel": "judges.spm",
     "Stepwise": "objectives.stepwise",
     "Trainer": "train",
-    "Training": "train",
+    "Training": "train_settings",
     "change": "config",
     "load_judge_recipe": "judge_recipes",
     "load_recipe": "recipes",

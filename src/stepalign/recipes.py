@@ -9,7 +9,7 @@ from stepalign.config import absolute_path, load_named, require
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.protocols import Preprocessing
 from stepalign.rollout import Branching
-from stepalign.train import Training
+from stepalign.train_settings import Training
 
 MINIATURE = "miniature"
 """Names the shipped model, judge or captions, where a path or hub id could stand."""

@@ -1,0 +1,50 @@
+"""Settings of a run's training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from stepalign.batch import Pairing
+from stepalign.config import require
+from stepalign.protocols import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a run collects comparisons and learns from them."""
+
+    num_rounds: int = 1000
+    """Rounds of sampling and training."""
+    prompts_per_round: int = 40
+    """Prompts sampled each round, by all processes together."""
+    sample_batch: int = 10
+    """Prompts sampled at once by one process."""
+    comparisons_per_update: int = 40
+    """Comparisons behind one optimizer step, over all processes; a round's are split as evenly as this allows."""
+    train_batch: int = 10
+    """Comparisons in one forward and backward pass of one process; those of two parents count twice."""
+    sample_with: Role = "policy"
+    """Who samples: "policy" (SPO) or the running "ema" (GradSPO)."""
+    signal: Literal["candidates", "clean-gradient"] = "candidates"
+    """Where comparisons come from: judged candidates, or a differentiable judge's gradient (GradSPO appendix G)."""
+    pairing: Pairing = "best-worst"
+    """What stands for z⁺ - z⁻: "best-worst", "all-k" (every candidate votes) or "two-random"."""
+    min_gap: float = 0.3
+    """Comparisons whose two candidates the judge tells apart by less, P(best) - P(worst), are not trained on."""
+    learning_rate: float = 6e-5
+    weight_decay: float = 1e-4
+    max_grad_norm: float | None = None
+    """Gradient clipping; the papers' programs configure 1.0 without effect."""
+    ema_decay: float = 0.9
+    """Of the running average, after every optimizer step."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "prompts_per_round", "sample_batch", "comparisons_per_update", "train_batch"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
+        require(0 <= self.min_gap <= 1, "training.min_gap", self.min_gap, "between 0 and 1")
+        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "positive")
+        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        norm = self.max_grad_norm
+        require(norm is None or norm > 0, "training.max_grad_norm", norm, "positive, or None")
