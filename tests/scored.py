@@ -53,6 +53,9 @@ class Spy:
         self.shown: list[tuple[float, str]] = []
         self.batches: list[int] = []
 
+    def num_cut(self, prompts: list[str]) -> int:
+        return 0
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         self.shown += [(level(image), prompt) for image, prompt in zip(images, prompts, strict=True)]
         self.batches.append(len(images))

@@ -131,7 +131,7 @@ def test_the_record_says_how_the_numbers_came_about(folder: Path) -> None:
     assert record.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert record.preprocessing == (
         "RGB, PIL bicubic to 32 on the short side, centre crop (odd margins halved down, as transformers does), CLIP "
-        "mean and std"
+        "mean and std; prompts as they are, without ftfy, for transformers' tokenizer"
     )
     half = PickScore.from_pretrained(str(folder), dtype=torch.float16).record
     assert half.preprocessing == f"{record.preprocessing}; towers in float16"

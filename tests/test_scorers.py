@@ -49,6 +49,9 @@ class Brightness:
         )
         self.batches: list[int] = []
 
+    def num_cut(self, prompts: list[str]) -> int:
+        return 0
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         self.batches.append(len(images))
         levels = [float(image.convert("L").resize((1, 1)).getpixel((0, 0))) for image in images]

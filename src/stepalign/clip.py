@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from stepalign.protocols import Preprocessing
 
@@ -88,6 +88,13 @@ def tokenize(tokenizer: CLIPTokenizer, config: CLIPConfig, prompts: list[str]) -
     """Token ids padded to the longest prompt, cut at the text tower's length."""
     length = config.text_config.max_position_embeddings
     return tokenizer(prompts, padding=True, truncation=True, max_length=length, return_tensors="pt").input_ids
+
+
+def num_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> int:
+    """How many prompts have more than `length` tokens, with those at both ends, and are cut by an encoder of it."""
+    if not prompts:
+        return 0
+    return sum(len(ids) > length for ids in tokenizer(prompts, truncation=True, max_length=length + 1).input_ids)
 
 
 def load_clip(folder: Path) -> CLIPModel:

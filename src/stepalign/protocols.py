@@ -207,6 +207,10 @@ class Scorer(Protocol):
         """What its numbers are of; reading the weights' files for it may take seconds."""
         ...
 
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than its text encoder reads; 0 where none is read."""
+        ...
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """One fp32 score per picture, on the CPU; pictures of any size and mode."""
         ...

@@ -97,6 +97,10 @@ class AestheticScore:
         source = Source(_words(path, backbone), (path, *weight_files(folder)))
         return cls(tower.to(device, dtype), layers.to(device), source=source)
 
+    def num_cut(self, prompts: list[str]) -> int:
+        """None: no prompt is read."""
+        return 0
+
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""
         check_pairs(len(images), prompts)

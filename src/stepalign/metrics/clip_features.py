@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 
+import ftfy
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.clip import check_tokenizer, first_line, load_clip, resolve_folder, tokenize
+from stepalign.clip import check_tokenizer, first_line, load_clip, num_cut, resolve_folder, tokenize
 from stepalign.identity import network_identity
 from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import weight_files
 from stepalign.protocols import ScorerRecord
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+CLEANED = "mended by ftfy, HTML unescaped twice, spaces collapsed, in lower case, as OpenAI's CLIP and open_clip do"
+NOT_CLEANED = "as they are, without ftfy, for transformers' tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +36,24 @@ IN_MEMORY = Source("in memory", ())
 
 
 class ClipFeatures:
-    """A frozen CLIP model that compares pictures with prompts; each distinct prompt is embedded once."""
+    """A frozen CLIP model that compares pictures with prompts; each distinct prompt is embedded once.
 
-    def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, name: str, source: Source = IN_MEMORY) -> None:
+    `cleaned` prompts go through `clean` first, as those of OpenAI's CLIP and of open_clip do; PickScore's do not.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: CLIPTokenizer,
+        *,
+        name: str,
+        cleaned: bool,
+        source: Source = IN_MEMORY,
+    ) -> None:
         check_tokenizer(tokenizer, model.config.text_config.vocab_size, name)
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
+        self.cleaned = cleaned
         self.source = source
         self.num_texts = 0
         self._text: dict[str, Float[Tensor, " e"]] = {}
@@ -49,10 +65,19 @@ class ClipFeatures:
 
     def cosines(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:
         """cos(image, text) of every pair, at least in fp32; gradients flow to the pixels."""
+        prompts = self._texts(prompts)
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
         features = self.model.get_image_features(pixel_values=pixels.to(self.model.device)).pooler_output
         text = torch.stack([self._text[prompt] for prompt in prompts])
         return (_unit(features) * text).sum(-1)
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return num_cut(self.tokenizer, self._texts(prompts), self.model.config.text_config.max_position_embeddings)
+
+    def _texts(self, prompts: list[str]) -> list[str]:
+        """Prompts as the tokenizer is given them."""
+        return [clean(prompt) for prompt in prompts] if self.cleaned else prompts
 
     @torch.no_grad()
     def _embed(self, prompts: list[str]) -> None:
@@ -64,6 +89,7 @@ class ClipFeatures:
 
     def record(self, name: str, *, preprocessing: str, scale: str) -> ScorerRecord:
         """The record of a scorer that uses these features; says so where the towers are not fp32."""
+        preprocessing += f"; prompts {CLEANED if self.cleaned else NOT_CLEANED}"
         dtype = self.model.visual_projection.weight.dtype
         if dtype != torch.float32:
             preprocessing += f"; towers in {str(dtype).removeprefix('torch.')}"
@@ -73,9 +99,19 @@ class ClipFeatures:
             files=list(self.source.files),
             preprocessing=preprocessing,
             scale=scale,
+            libraries=("ftfy",) if self.cleaned else (),
             tensors=None if self.source.files else self.model.state_dict(),
             parts=network_identity("clip", self.model, self.model.config, self.tokenizer),
         )
+
+
+def clean(prompt: str) -> str:
+    """A prompt as the tokenizers of OpenAI's CLIP and of open_clip clean it, before they split it into tokens.
+
+    A few prompts in a thousand, those with curly quotes, full-width signs or HTML, get other tokens without. Python's
+    lower case knows a word's last sigma, the one of transformers' tokenizer does not.
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()).lower()
 
 
 def load_clip_folder(

@@ -1,6 +1,7 @@
 """CLIPScore (Hessel et al., arXiv 2104.08718): how well a CLIP finds that a picture fits its prompt.
 
-score = 100 max(cos(image, text), 0), torchmetrics' definition; the paper's own is 2.5 max(cos, 0).
+score = 100 max(cos(image, text), 0), torchmetrics' definition; the paper's own is 2.5 max(cos, 0). Pictures and prompts
+are prepared as OpenAI's program prepares them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class CLIPScore:
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
-        self.clip = ClipFeatures(model, tokenizer, name="CLIPScore", source=source)
+        self.clip = ClipFeatures(model, tokenizer, name="CLIPScore", cleaned=True, source=source)
         preprocessing = describe_preparation(self.clip.image_size, "torchvision")
         self.record = self.clip.record("clip-score", preprocessing=preprocessing, scale="100 max(cos, 0)")
 
@@ -40,6 +41,10 @@ class CLIPScore:
         """
         model, tokenizer, source = load_clip_folder(name, device=device, dtype=dtype)
         return cls(model, tokenizer, source=source)
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return self.clip.num_cut(prompts)
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""

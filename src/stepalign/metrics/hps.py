@@ -7,10 +7,7 @@ the other. The authors compute in fp16, which rounds scores to steps of .024; he
 
 from __future__ import annotations
 
-import html
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -59,14 +56,12 @@ class HPS:
         for tower in (model.config.vision_config, model.config.text_config):
             if tower.hidden_act != "gelu":
                 raise ValueError(f"HPS has the activation gelu, the model's config says {tower.hidden_act!r}")
-        self.clip = ClipFeatures(model, tokenizer, name="HPS", source=source)
+        self.clip = ClipFeatures(model, tokenizer, name="HPS", cleaned=True, source=source)
         self.version = version
         self.antialias = antialias
-        self.ftfy = _ftfy()
-        mended = "no ftfy" if self.ftfy is None else f"ftfy {self.ftfy.__version__}"
         preprocessing = (
             f"RGB, bicubic {'with' if antialias else 'without'} antialias to {self.clip.image_size} on the long side "
-            f"as a tensor, black bars, CLIP mean and std; prompts unescaped, spaces collapsed, {mended}"
+            "as a tensor, black bars, CLIP mean and std"
         )
         self.record = self.clip.record(f"hps-{version}", preprocessing=preprocessing, scale="100 cos")
 
@@ -98,6 +93,10 @@ class HPS:
         model = in_precision(model, device, dtype)
         return cls(model, words, version=version, antialias=antialias, source=source)
 
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return self.clip.num_cut(prompts)
+
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1], prepared as `score` prepares pictures; gradients flow to the images."""
         check_pairs(len(images), prompts)
@@ -112,7 +111,7 @@ class HPS:
         return checked_scores(self._compared(torch.cat(boxed), prompts), f"hps-{self.version}")
 
     def _compared(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:
-        return 100 * self.clip.cosines(pixels, [clean(prompt, ftfy=self.ftfy) for prompt in prompts])
+        return 100 * self.clip.cosines(pixels, prompts)
 
 
 def letter_box(images: Float[Tensor, "b 3 h w"], size: int, *, antialias: bool) -> Float[Tensor, "b 3 s s"]:
@@ -131,24 +130,6 @@ def letter_box(images: Float[Tensor, "b 3 h w"], size: int, *, antialias: bool) 
     pixels = F.pad(pixels, (left, size - scaled[1] - left, top, size - scaled[0] - top))
     mean, std = (pixels.new_tensor(value)[:, None, None] for value in (CLIP_MEAN, CLIP_STD))
     return (pixels - mean) / std
-
-
-def clean(prompt: str, *, ftfy: ModuleType | None) -> str:
-    """A prompt as open_clip's tokenizer cleans it: broken characters mended, HTML unescaped twice, spaces collapsed.
-
-    The mending is the package ftfy's; without it a few prompts in a thousand, those with curly quotes or full-width
-    signs, get other tokens.
-    """
-    mended = prompt if ftfy is None else ftfy.fix_text(prompt)
-    return " ".join(html.unescape(html.unescape(mended)).split())
-
-
-def _ftfy() -> ModuleType | None:
-    """The package ftfy, where it is installed."""
-    try:
-        return import_module("ftfy")
-    except ModuleNotFoundError:
-        return None
 
 
 def _check_version(version: str) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from stepalign.clip import first_line, preprocess
+from stepalign.clip import first_line, num_cut, preprocess
 from stepalign.identity import network_identity
 from stepalign.metrics.aesthetic import ScoreHead, precision_words
 from stepalign.metrics.clip_features import IN_MEMORY, Source
@@ -85,7 +85,9 @@ class ImageReward:
             "image-reward",
             weights=source.name,
             files=list(source.files),
-            preprocessing=describe_preparation(tower.config.image_size, "torchvision") + precision_words(tower.dtype),
+            preprocessing=describe_preparation(tower.config.image_size, "torchvision")
+            + f"; prompts as they are, without ftfy, for BERT's tokenizer, cut at {MAX_TOKENS} tokens"
+            + precision_words(tower.dtype),
             scale="standard normal over the training prompts",
             tensors=None if source.files else network.state_dict(),
             parts=network_identity("network", network, tower.config, tokenizer)
@@ -113,6 +115,10 @@ class ImageReward:
         network.vision.to(dtype)
         network.text.to(dtype)
         return cls(network.to(device), load_tokenizer(tokenizer), source=Source(path or WEIGHTS, (file,)))
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts have more than 33 word pieces."""
+        return num_cut(self.tokenizer, prompts, MAX_TOKENS)
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""

@@ -31,7 +31,7 @@ class PickScore:
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
-        self.clip = ClipFeatures(model, tokenizer, name="PickScore", source=source)
+        self.clip = ClipFeatures(model, tokenizer, name="PickScore", cleaned=False, source=source)
         self.model = self.clip.model
         self.tokenizer = tokenizer
 
@@ -56,6 +56,10 @@ class PickScore:
     def num_texts(self) -> int:
         """Prompts embedded so far."""
         return self.clip.num_texts
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return self.clip.num_cut(prompts)
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of images in [0, 1]; gradients flow to the images."""

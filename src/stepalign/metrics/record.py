@@ -21,13 +21,14 @@ def scorer_record(
     preprocessing: str,
     scale: str,
     needs_prompt: bool = True,
+    libraries: tuple[str, ...] = (),
     tensors: dict[str, Tensor] | None = None,
     parts: Identity | None = None,
 ) -> ScorerRecord:
     """The record of a scorer; `weights` is the name it was loaded by, of which a local path keeps its last part.
 
     `parts` are the digests of what was loaded: weights, configs, tokenizer. Weights that came from no file are known by
-    their `tensors`; with neither it raises ValueError.
+    their `tensors`; with neither it raises ValueError. `libraries` are those that decide the number beside `LIBRARIES`.
     """
     if not files and not tensors:
         raise ValueError(f"the record of {name} needs the files or the tensors of its weights, got neither")
@@ -40,6 +41,6 @@ def scorer_record(
         preprocessing=preprocessing,
         scale=scale,
         needs_prompt=needs_prompt,
-        libraries={library: version(library) for library in LIBRARIES},
+        libraries={library: version(library) for library in (*LIBRARIES, *libraries)},
         content=values_digest(parts) if parts else sha256,
     )

@@ -32,6 +32,10 @@ class OracleScorer:
             needs_prompt=oracle is oracles.alignment,
         )
 
+    def num_cut(self, prompts: list[str]) -> int:
+        """None: captions are looked up whole."""
+        return 0
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         """Scores of pictures of the miniature's world; raises ValueError for others, and for captions not its own."""
         check_pairs(len(images), prompts)
