@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pair_sources import PICTURES, found, jsonl, picture_folder
+from pair_sources import PICTURES, found, jsonl, parquet, picture_folder
 
 from stepalign.data.sources import open_pairs
 
@@ -34,6 +34,35 @@ def test_a_fingerprint_of_lines_sees_a_picture_that_was_repaired_or_is_gone(pict
     repaired = open_pairs(path).fingerprint
     (pictures / "images/red.png").unlink()
     assert len({before, repaired, open_pairs(path).fingerprint}) == 3
+
+
+def replaced(file: Path, content: bytes) -> None:
+    """Other content of the same size and time of modification."""
+    stat = file.stat()
+    assert len(content) == stat.st_size
+    file.write_bytes(content)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_a_fingerprint_sees_an_image_replaced_by_one_of_its_size_and_time(pictures: Path, tmp_path: Path) -> None:
+    """In lines of JSON, in a folder of winners and losers, and named by a table."""
+    folder = tmp_path / "pairs"
+    for side, colour in (("win", "red"), ("lose", "blue")):
+        (folder / side).mkdir(parents=True)
+        (folder / side / "a.png").write_bytes(PICTURES[colour])
+        (folder / side / "a.txt").write_text("a cat", encoding="utf-8")
+    rows = [{"prompt": "a cat", "chosen": "images/red.png", "rejected": "images/blue.png"}]
+    sources = {
+        jsonl(pictures, GOOD): pictures / "images/red.png",
+        parquet(pictures / "a.parquet", rows): pictures / "images/red.png",
+        str(folder): folder / "win/a.png",
+    }
+    before = {source: open_pairs(source).fingerprint for source in sources}
+    for file in sources.values():
+        content = bytearray(PICTURES["red"])
+        content[-20] ^= 1
+        replaced(file, bytes(content))
+    assert all(open_pairs(source).fingerprint != before[source] for source in sources)
 
 
 def test_a_fingerprint_of_lines_is_of_their_text(pictures: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,20 @@ def test_a_fingerprint_of_a_saved_dataset_is_of_its_rows(tmp_path: Path) -> None
         Dataset.from_list(rows, features=CHOSEN_FEATURES).save_to_disk(str(tmp_path / name))
         prints.append(open_pairs(str(tmp_path / name)).fingerprint)
     assert prints[0] == prints[1] != prints[2]
+    arrow = next((tmp_path / "b").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes().replace(b"cat 1", b"dog 1"))
+    assert open_pairs(str(tmp_path / "b")).fingerprint != prints[1]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_parquet_file_written_anew_is_read_anew(tmp_path: Path, streaming: bool) -> None:
+    """Even in the same moment."""
     path = tmp_path / "a.parquet"
     first = open_pairs(parquet(path, CHOSEN, CHOSEN_FEATURES), streaming=streaming)
-    second = open_pairs(parquet(path, CHOSEN[::-1], CHOSEN_FEATURES), streaming=streaming)
+    before = path.stat().st_mtime_ns
+    parquet(path, CHOSEN[::-1], CHOSEN_FEATURES)
+    os.utime(path, ns=(before, before))
+    second = open_pairs(str(path), streaming=streaming)
     assert found(second)[0][1] == "cat 4"
     assert first.fingerprint != second.fingerprint
 

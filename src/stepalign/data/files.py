@@ -13,6 +13,7 @@ from PIL import Image
 
 from stepalign.data.pairs import RawPair, Unreadable
 from stepalign.data.rows import KNOWN_LAYOUTS, Layout, Row, num_pairs, pairs_of, recognise
+from stepalign.identity import file_digest
 
 SIDES = ("win", "lose")
 
@@ -30,6 +31,7 @@ class JsonLines:
         self._lines: list[tuple[int, int]] = []  # the byte each begins at, and its number
         counts, refused = [], []
         content, begin = hashlib.sha256(), 0
+        known: dict[Path, str | None] = {}
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -39,7 +41,8 @@ class JsonLines:
                         counts.append(1)
                     else:
                         counts.append(num_pairs(*found))
-                        content.update(_picture_stamps(pairs_of(*found, where="", folder=path.parent)))
+                        images = image_digests(pairs_of(*found, where="", folder=path.parent), known)
+                        content.update(json.dumps(images).encode())
                     self._lines.append((begin, number))
                 content.update(line)
                 begin += len(line)
@@ -89,7 +92,7 @@ class WinLoseFolder:
         self.num_rows = len(self._stems)
         found = (*self._pictures.values(), *self._captions.values())
         files = [file for by_stem in found for several in by_stem.values() for file in several]
-        self.fingerprint = digest(stamps(folder, files), num_rows)
+        self.fingerprint = digest(contents(folder, files), num_rows)
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
         for stem in self._stems[start:]:
@@ -124,19 +127,18 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _picture_stamps(pairs: Iterable[RawPair]) -> bytes:
-    """Sizes and times of modification of the picture files in rows, so that a repaired one is seen."""
+def image_digests(pairs: Iterable[RawPair], known: dict[Path, str | None]) -> list[str | None]:
+    """The SHA-256 of every image file that rows name, None for one that is not there; `known` keeps those read."""
     files = [image for pair in pairs for image in pair.images if isinstance(image, Path)]
-    stats = [file.stat() if file.is_file() else None for file in files]
-    return json.dumps([stat and (stat.st_size, stat.st_mtime_ns) for stat in stats]).encode()
+    for file in files:
+        if file not in known:
+            known[file] = file_digest(file) if file.is_file() else None
+    return [known[file] for file in files]
 
 
-def stamps(folder: Path, files: Collection[Path]) -> list[tuple[str, int, int]]:
-    """Files as names below a folder, sizes and times of modification, sorted."""
-    stats = [file.stat() for file in files]
-    return sorted(
-        (name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(_relative(folder, files), stats, strict=True)
-    )
+def contents(folder: Path, files: Collection[Path]) -> list[tuple[str, str]]:
+    """Files as names below a folder and the SHA-256 of their content, sorted."""
+    return sorted(zip(_relative(folder, files), map(file_digest, files), strict=True))
 
 
 def _relative(folder: Path, files: Collection[Path]) -> list[str]:

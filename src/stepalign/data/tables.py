@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate, islice
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import require
-from stepalign.data.files import digest, stamps
+from stepalign.data.files import contents, digest, image_digests
 from stepalign.data.pairs import RawPair
 from stepalign.data.rows import COLUMNS, KNOWN_LAYOUTS, Layout, num_pairs, pairs_of, recognise
+from stepalign.identity import file_digest
 
 WITHOUT_PICK_A_PIC = (
     "Pick-a-Pic has been reported missing from its hub since April 2025. Take a local parquet copy of it, "
@@ -52,15 +54,21 @@ class Table:
         self._folder = folder
         self._rows = _as_stored(dataset).select_columns([column for column in columns if column in COLUMNS])
         self._ends: list[int] | None = None
-        if streaming:
-            self.num_rows = num_rows
-            return
-        length = len(dataset)
-        if layout is Layout.RANKED:
+        self.num_rows = num_rows
+        if not streaming:
+            self.num_rows = min(self._num_pairs(dataset, columns), num_rows or sys.maxsize)
+        first = next(self.rows(), None)
+        if folder is not None and first is not None and any(isinstance(image, Path) for image in first.images):
+            self.fingerprint = digest(self.fingerprint, image_digests(self.rows(), {}))
+
+    def _num_pairs(self, dataset: Any, columns: list[str]) -> int:
+        """How many pairs the rows give."""
+        length: int = len(dataset)
+        if self._layout is Layout.RANKED:
             ranks = dataset.select_columns([column for column in ("human_preference", "rank") if column in columns])
-            self._ends = list(accumulate(num_pairs(row, layout) for row in ranks))
+            self._ends = list(accumulate(num_pairs(row, self._layout) for row in ranks))
             length = self._ends[-1]
-        self.num_rows = min(length, num_rows or length)
+        return length
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
         if self.num_rows is not None and start >= self.num_rows:
@@ -87,9 +95,14 @@ class Table:
 
 def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None) -> Table:
     """A .parquet file, or a folder of them with splits by their names; without streaming copied to the cache first."""
+    from datasets import config  # type: ignore[import-untyped]
+
     files, folder = ([path], path.parent) if path.is_file() else (sorted(path.rglob("*.parquet")), path)
     place = glob.escape(str(path.absolute()))  # `datasets` reads names as patterns
     given = {"data_files": place} if path.is_file() else {"data_dir": place}
+    fingerprint = digest(contents(folder, files), split)
+    # `datasets` knows its copy of a file by path and time of modification: a folder for each content, then
+    given["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / f"stepalign-{fingerprint[:16]}")
     try:
         dataset, columns, _ = _built("parquet", split=split, streaming=streaming, **given)
     except Exception as error:  # of a dozen unrelated kinds
@@ -98,7 +111,7 @@ def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_row
         dataset,
         columns,
         name=name if path.is_file() else f"{name}, split {split}",
-        fingerprint=digest(stamps(folder, files), split),
+        fingerprint=fingerprint,
         folder=folder,
         streaming=streaming,
         num_rows=num_rows,
@@ -107,7 +120,7 @@ def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_row
 
 def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) -> Table:
     """A folder written by save_to_disk of a Dataset, or of a DatasetDict with its splits."""
-    from datasets import DatasetDict, load_from_disk  # type: ignore[import-untyped]
+    from datasets import DatasetDict, load_from_disk
 
     try:
         dataset = load_from_disk(str(folder))
@@ -118,7 +131,8 @@ def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) ->
         name, dataset = f"{name}, split {split}", dataset[split]
     else:
         require(split == "train", "split", repr(split), f"'train' for {name}, which has no splits")
-    fingerprint = digest(dataset._fingerprint, split)
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    fingerprint = digest([file_digest(file) for file in files], split)
     return Table(
         dataset,
         _columns(dataset),
