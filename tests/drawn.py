@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from PIL import Image
 
@@ -15,3 +17,10 @@ def picture(height: int, width: int, *, seed: int = 0) -> Image.Image:
 def blotches(height: int, width: int, *, seed: int = 0) -> Image.Image:
     """Nine smooth patches of colour, which stay when pixels are averaged."""
     return picture(3, 3, seed=seed).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """An image as the bytes of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()

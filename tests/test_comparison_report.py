@@ -189,7 +189,7 @@ def test_a_damaged_picture_is_named_and_leaves_the_old_page(tmp_path: Path) -> N
     folders = two(tmp_path)
     before = page(folders, tmp_path / "out").source
     (folders[1] / "images/00002-0.png").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"00002-0\.png is no picture that can be read"):
+    with pytest.raises(ValueError, match=r"00002-0\.png is no image that can be read"):
         page(folders, tmp_path / "out")
     assert (tmp_path / "out/report.html").read_text(encoding="utf-8") == before
 

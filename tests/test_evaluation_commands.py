@@ -18,7 +18,8 @@ from scored import save_pictures
 from stepalign import evaluation_commands, parallel
 from stepalign.cli import main
 from stepalign.evaluation_commands import show_results
-from stepalign.manifest import open_picture, read_manifest, read_scores
+from stepalign.images import open_image
+from stepalign.manifest import read_manifest, read_scores
 from stepalign.metrics.style import wrong_prompts
 from stepalign.miniature.scorers import miniature_scorer
 from stepalign.miniature.world import split_captions
@@ -57,7 +58,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_generate_draws_a_picture_of_every_prompt(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_manifest(drawn)
     assert [(row.key, row.prompt, row.seed) for row in rows] == [((n, 0), CAPTIONS[n], 0) for n in range(3)]
-    assert [open_picture(drawn / row.file).size for row in rows] == [(32, 32)] * 3
+    assert [open_image(drawn / row.file).size for row in rows] == [(32, 32)] * 3
     settings = json.loads((drawn / "generation.json").read_text())["settings"]
     assert (settings["num_steps"], settings["base"]["guidance_scale"], settings["eta"]) == (3, 2.0, 0.0)
     assert run("generate", "miniature", *DRAW, "--output", drawn) == 0
@@ -65,7 +66,7 @@ def test_generate_draws_a_picture_of_every_prompt(drawn: Path, capsys: pytest.Ca
 
 
 def test_evaluate_scores_every_picture(drawn: Path) -> None:
-    images = [open_picture(drawn / row.file) for row in read_manifest(drawn)]
+    images = [open_image(drawn / row.file) for row in read_manifest(drawn)]
     columns = {name: (miniature_scorer(name), CAPTIONS) for name in ORACLES}
     columns["miniature-alignment-wrong-prompt"] = (columns[ORACLES[1]][0], wrong_prompts(CAPTIONS, seed=0))
     rows = read_scores(drawn)

@@ -22,7 +22,8 @@ from torch import Tensor
 from stepalign import generation as module
 from stepalign.config import override
 from stepalign.generation import Generation, generate_folder, to_pixels
-from stepalign.manifest import ImageRow, open_picture, read_manifest
+from stepalign.images import open_image
+from stepalign.manifest import ImageRow, read_manifest
 from stepalign.models.base import BaseModel
 from stepalign.recipes import FrozenModel
 from stepalign.seeding import Purpose, generator_for
@@ -35,7 +36,7 @@ def choose(folder: Path, **changes: Any) -> Generation:
 
 
 def pictures(folder: Path) -> dict[tuple[int, int], Image.Image]:
-    return {row.key: open_picture(folder / row.file) for row in read_manifest(folder)}
+    return {row.key: open_image(folder / row.file) for row in read_manifest(folder)}
 
 
 def levels_apart(one: Image.Image, other: Image.Image) -> int:

@@ -12,7 +12,7 @@ from drawn import picture
 from open_clip_layout import open_clip_layout, random_state
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.manifest import open_picture
+from stepalign.images import open_image
 from stepalign.metrics import hps
 from stepalign.metrics.hps import FILES, HPS
 from stepalign.protocols import Metric, Scorer
@@ -154,7 +154,7 @@ def test_missing_weights_and_folders_are_named(released: Path, tmp_path: Path, t
 )
 def test_the_authors_picture_scores_what_they_print() -> None:
     """28.76 for v2.0 (tgxs002/HPSv2, issue 27), in their fp16 and with the torchvision of the day."""
-    image = open_picture(Path(os.environ["STEPALIGN_HPS_PICTURE"]))
+    image = open_image(Path(os.environ["STEPALIGN_HPS_PICTURE"]))
     scores = []
     for antialias in (True, False):
         scorer = HPS.from_pretrained(os.environ["STEPALIGN_HPS"], version="v2.0", antialias=antialias)

@@ -13,7 +13,7 @@ from reward_by_hand import BERT, TEXT_HEADS, VISION_HEADS, VIT, ByHand, random_w
 from torch import Tensor
 from transformers import BertTokenizer
 
-from stepalign.manifest import open_picture
+from stepalign.images import open_image
 from stepalign.metrics import image_reward
 from stepalign.metrics.image_reward import (
     MAX_TOKENS,
@@ -252,5 +252,5 @@ def test_the_released_weights_give_the_published_scores() -> None:
     folder = Path(os.environ["STEPALIGN_IMAGE_REWARD_PICTURES"])
     scorer = ImageReward.from_pretrained(os.environ.get("STEPALIGN_IMAGE_REWARD"))
     prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
-    scores = scorer.score([open_picture(folder / f"{number}.webp") for number in range(1, 5)], [prompt] * 4)
+    scores = scorer.score([open_image(folder / f"{number}.webp") for number in range(1, 5)], [prompt] * 4)
     assert scores.tolist() == pytest.approx([0.5812, 0.2745, -1.4132, -2.0296], abs=2e-3)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from stepalign.manifest import (
     ImageRow,
     ScoredRow,
-    open_picture,
     read_manifest,
     read_scores,
     write_manifest,
@@ -230,63 +225,3 @@ def test_a_picture_scored_twice_is_refused(tmp_path: Path) -> None:
     first = {"prompt_index": 4, "image_index": 1, "prompt": "a", "scores": {"a": 1.0}}
     with pytest.raises(ValueError, match="picture 1 of prompt 4 is listed twice"):
         read_scores(scores(tmp_path, first, first))
-
-
-# Pictures
-
-
-def encoded(kind: str, mode: str = "RGB") -> bytes:
-    """Noise, 24 by 16 pixels."""
-    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    data = io.BytesIO()
-    Image.fromarray(noise).convert(mode).save(data, format=kind)
-    return data.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("kind", "mode"), [("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("JPEG", "L"), ("WEBP", "RGB")]
-)
-def test_a_picture_is_opened_whole_and_left_closed(kind: str, mode: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture"
-    path.write_bytes(encoded(kind, mode))
-    picture = open_picture(path)
-    path.unlink()
-    assert picture.size == (24, 16)
-    assert picture.mode == mode
-    assert picture.tobytes() == Image.open(io.BytesIO(encoded(kind, mode))).tobytes()
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
-def test_a_picture_cut_short_is_named(kind: str, tmp_path: Path) -> None:
-    """Without its last fifth, and at any other length whole or refused in the same words."""
-    data, path = encoded(kind), tmp_path / "picture.img"
-    path.write_bytes(data[: len(data) * 4 // 5])
-    with pytest.raises(ValueError, match=r"picture.img is no picture that can be read: ."):
-        open_picture(path)
-    sizes, words = set(), []
-    for length in range(0, len(data), 1 + len(data) // 40):
-        path.write_bytes(data[:length])
-        try:
-            sizes.add(open_picture(path).size)
-        except ValueError as error:
-            words.append(str(error))
-    assert sizes <= {(24, 16)}
-    assert len(words) > 10
-    assert all(re.fullmatch(rf"{path} is no picture that can be read: [^\n]+", said) for said in words)
-
-
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "note.png").write_text("no picture")
-    (tmp_path / "folder.png").mkdir()
-    with pytest.raises(ValueError, match=r"gone.png is missing$"):
-        open_picture(tmp_path / "gone.png")
-    for name in ("note.png", "folder.png"):
-        with pytest.raises(ValueError, match=rf"{name} is no picture that can be read: "):
-            open_picture(tmp_path / name)
-
-
-def test_a_picture_of_absurd_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bomb.png").write_bytes(encoded("PNG"))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"bomb.png is no picture that can be read: .*exceeds limit"):
-        open_picture(tmp_path / "bomb.png")

@@ -1,25 +1,19 @@
-"""Rows that are read and rows that are refused, what becomes of a picture on the way, and how refusals are told."""
+"""Rows that are read and rows that are refused, images as tensors, and how refusals are told."""
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from drawn import encoded
 from PIL import Image
 
-from stepalign.data.pairs import BadRow, ImagePair, RawPair, TooManyBadRows, Unreadable, load_picture, read, to_tensor
+from stepalign.data.pairs import BadRow, ImagePair, RawPair, TooManyBadRows, Unreadable, read, to_tensor
 
 SIZE = (6, 4)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def noise(size: tuple[int, int] = (16, 16), mode: str = "RGB") -> Image.Image:
@@ -80,14 +74,14 @@ def test_a_good_row_is_opened(tmp_path: Path, label: float | int | None) -> None
         ({"weight": 10**400}, "weight 10000000"),
         ({"weight": True}, "weight True is not a finite number above 0"),
         ({"weight": Unreadable("no number of examples")}, "no number of examples"),
-        ({"images": (RED, None)}, "the second picture is missing"),
-        ({"images": (None, BLUE)}, "the first picture is missing"),
+        ({"images": (RED, None)}, "the second image is missing"),
+        ({"images": (None, BLUE)}, "the first image is missing"),
         ({"images": (Unreadable("there is no win/cat.*"), BLUE)}, "there is no win/cat.*"),
-        ({"images": (RED, 3)}, "the second picture cannot be read: it is of type int, no file, bytes or"),
-        ({"images": (RED, b"")}, "the second picture cannot be read: the bytes are no picture in a format that Pillow"),
-        ({"images": (b"junk", BLUE)}, "the first picture cannot be read: the bytes are no picture in a format"),
-        ({"images": (RED, noise().convert("F"))}, "the second picture cannot be read: its pixels are floating-point"),
-        ({"images": (RED, Path("nowhere/cat.png"))}, "the second picture cannot be read: there is no file nowhere/cat"),
+        ({"images": (RED, 3)}, "the second image: it is of type int, no file, bytes or"),
+        ({"images": (RED, b"")}, "the second image: the bytes are no image that can be read: it is in none"),
+        ({"images": (b"junk", BLUE)}, "the first image: the bytes are no image that can be read: it is in none"),
+        ({"images": (RED, noise().convert("F"))}, "the second image: its pixels are floating-point"),
+        ({"images": (RED, Path("nowhere/cat.png"))}, "the second image: there is no file nowhere/cat"),
     ],
 )
 def test_a_bad_row_says_why(changes: dict[str, object], reason: str) -> None:
@@ -102,135 +96,6 @@ def test_a_reason_is_one_line() -> None:
     assert isinstance(row, BadRow)
     assert row.reason.startswith("first second xxx")
     assert len(row.reason) == 300
-
-
-# Pictures
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_a_damaged_picture_is_refused_or_read_but_never_raises_anything_else(kind: str, tmp_path: Path) -> None:
-    data = encoded(noise(), kind)
-    assert load_picture(data).size == (16, 16)
-    rng = np.random.default_rng(1)
-    path = tmp_path / "damaged"
-    refused = 0
-    for attempt in range(40):
-        damaged = bytearray(data)
-        for position in rng.integers(0, min(len(data), 200), 4):
-            damaged[position] = rng.integers(256)
-        path.write_bytes(damaged)
-        picture = bytes(damaged) if attempt % 2 else path
-        refused += isinstance(read(raw(images=(picture, BLUE))), BadRow)
-    assert refused > 1
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
-def test_a_truncated_picture_is_refused(kind: str, tmp_path: Path) -> None:
-    data = encoded(noise((64, 64)), kind)
-    cut = tmp_path / "cut"
-    cut.write_bytes(data[: len(data) * 2 // 3])
-    for picture in (cut, cut.read_bytes()):
-        with pytest.raises(ValueError, match=r"\w"):
-            load_picture(picture)
-
-
-def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(ValueError, match=r"Image size \(256 pixels\) exceeds limit"):
-        load_picture(encoded(noise()))
-
-
-def test_a_folder_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="directory"):
-        load_picture(tmp_path)
-
-
-def test_the_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "cat.png"
-    path.write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"cat\.png holds no picture in a format that Pillow knows"):
-        load_picture(path)
-    path.write_bytes(encoded(noise((64, 64)))[:2000])
-    with pytest.raises(ValueError, match=r"cat\.png: .*truncated"):
-        load_picture(path)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_come_upright(orientation: int) -> None:
-    upright = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
-    stored = {
-        1: upright,
-        2: upright[:, ::-1],
-        3: upright[::-1, ::-1],
-        4: upright[::-1],
-        5: upright.T,
-        6: np.rot90(upright),
-        7: upright[::-1, ::-1].T,
-        8: np.rot90(upright, -1),
-    }[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    image = load_picture(encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif))
-    assert np.array_equal(np.asarray(image)[..., 0], upright)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
-def test_transparency_lies_over_white(mode: str) -> None:
-    layered = Image.new("RGBA", (3, 1), (0, 0, 0, 255))
-    layered.putpixel((1, 0), (0, 0, 0, 0))
-    if mode != "P":
-        layered.putpixel((2, 0), (0, 0, 0, 128))
-    pictures = {"P": encoded(layered, "GIF"), "PA": layered.convert("PA")}
-    image = load_picture(pictures[mode] if mode in pictures else encoded(layered.convert(mode)))
-    half = (0, 0, 0) if mode == "P" else (127, 127, 127)
-    assert [image.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (255, 255, 255), half]
-
-
-def test_one_colour_can_be_transparent() -> None:
-    image = Image.new("RGB", (2, 1), "red")
-    image.putpixel((0, 0), (0, 255, 0))
-    shown = load_picture(encoded(image, transparency=(0, 255, 0)))
-    assert [shown.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (255, 0, 0)]
-
-
-@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4"])
-def test_16_bit_grey_keeps_its_contrast(dtype: str) -> None:
-    values = np.array([[0x0000, 0x0100, 0x80FF, 0xFFFF]])
-    image = Image.fromarray(values.astype(dtype))
-    assert image.mode.startswith("I")
-    for picture in (image, encoded(image, "TIFF")):
-        shown = load_picture(picture)
-        assert shown.mode == "RGB"
-        assert [shown.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
-    assert load_picture(encoded(Image.fromarray(values.astype("<u2")))).getpixel((2, 0)) == (128, 128, 128)
-
-
-@pytest.mark.parametrize("value", [-1, 65536])
-def test_more_than_16_bits_of_grey_are_refused(value: int) -> None:
-    with pytest.raises(ValueError, match=f"its grey values reach from {value} to {value}, beyond 16 bits"):
-        load_picture(Image.fromarray(np.full((2, 2), value, dtype=np.int32)))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "HSV"])
-def test_every_other_mode_becomes_rgb(mode: str) -> None:
-    image = load_picture(Image.new("RGB", SIZE, "white").convert(mode))
-    assert (image.mode, image.size, colours(image)) == ("RGB", SIZE, [(255, 255, 255)])
-
-
-@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
-def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
-    frames = [Image.new("RGB", SIZE, colour) for colour in ("red", "blue", "black")]
-    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert Image.open(io.BytesIO(data)).n_frames == 3
-    assert abs(np.array(load_picture(data).getpixel((0, 0))) - [255, 0, 0]).max() <= 2
-
-
-@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_the_picture_given_stays_as_it_is(mode: str) -> None:
-    given = noise(mode=mode)
-    before = given.tobytes()
-    load_picture(given).putpixel((0, 0), (0, 0, 0))
-    assert (given.mode, given.tobytes()) == (mode, before)
 
 
 # Tensors

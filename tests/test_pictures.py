@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -12,52 +10,16 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from stepalign.clip import CLIP_MEAN, CLIP_STD, Rounding, preprocess
-from stepalign.metrics.pictures import as_rgb, as_tensor, check_pairs, checked_scores, clip_pixels
+from stepalign.metrics.pictures import as_tensor, check_pairs, checked_scores, clip_pixels
 
 
-def grey16(levels: list[int]) -> Image.Image:
-    return Image.fromarray(np.array([levels], dtype=np.uint16))
-
-
-def levels(image: Image.Image) -> list[list[int]]:
-    return np.array(as_rgb(image))[0].tolist()
-
-
-def transparent_palette() -> Image.Image:
-    """Two colours, the second half transparent."""
+def translucent() -> Image.Image:
+    """Two colours of a palette, the second half transparent."""
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     image.info["transparency"] = b"\xff\x80"
     return image
-
-
-CASES: dict[str, tuple[Callable[[], Image.Image], list[list[int]]]] = {
-    "RGB": (lambda: Image.new("RGB", (1, 1), (1, 2, 3)), [[1, 2, 3]]),
-    "grey": (lambda: Image.new("L", (1, 1), 77), [[77, 77, 77]]),
-    "black and white": (lambda: Image.new("1", (1, 1), 1), [[255, 255, 255]]),
-    "RGBA keeps its colour where it is transparent": (lambda: Image.new("RGBA", (1, 1), (9, 8, 7, 0)), [[9, 8, 7]]),
-    "grey with transparency": (lambda: Image.new("LA", (1, 1), (50, 10)), [[50, 50, 50]]),
-    "palette": (lambda: Image.new("RGB", (1, 1), (40, 50, 60)).quantize(2), [[40, 50, 60]]),
-    "palette with transparency": (transparent_palette, [[10, 20, 30], [200, 100, 50]]),
-    "16 bits": (lambda: grey16([0, 257, 65535, 128, 129, 32768]), [[v] * 3 for v in (0, 1, 255, 0, 1, 128)]),
-    "32 bits": (lambda: grey16([0, 65535, 1000]).convert("I"), [[v] * 3 for v in (0, 255, 4)]),
-}
-
-
-@pytest.mark.parametrize("case", list(CASES))
-def test_every_mode_becomes_rgb(case: str) -> None:
-    make, expected = CASES[case]
-    assert levels(make()) == expected
-
-
-def test_a_picture_of_unknown_range_or_without_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match="mode F"):
-        as_rgb(Image.new("F", (2, 2)))
-    with pytest.raises(ValueError, match="outside 0 to 65535"):
-        as_rgb(Image.fromarray(np.array([[70000, 0]], dtype=np.int32)))
-    with pytest.raises(ValueError, match="0 by 4 pixels"):
-        as_rgb(Image.new("RGB", (0, 4)))
 
 
 def test_a_tensor_has_channels_first_and_values_to_one() -> None:
@@ -102,7 +64,7 @@ def test_tensors_and_pictures_are_cropped_alike(height: int, width: int, roundin
 
 
 def test_pictures_of_several_sizes_and_modes_make_one_batch() -> None:
-    pictures = [picture(8, 30), picture(40, 20).convert("L"), transparent_palette()]
+    pictures = [picture(8, 30), picture(40, 20).convert("L"), translucent()]
     pixels = clip_pixels(pictures, 8, "torchvision")
     assert (pixels.shape, pixels.dtype) == ((3, 3, 8, 8), torch.float32)
     for image, row in zip(pictures, pixels, strict=True):

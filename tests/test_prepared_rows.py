@@ -37,8 +37,9 @@ def test_bad_and_unlabelled_rows_are_left_out_and_counted(tmp_path: Path) -> Non
     assert pairs.label.tolist() == [rows[row].label for row in (0, 2, 3, 4, 7)]
     assert torch.equal(pairs.take([3, 4]).latents, latents_of(rows[4], rows[7]))
     assert (manifest.pairs, manifest.num_rows, manifest.num_unlabelled) == ("toy pairs", 12, 5)
-    assert [(row.where, row.reason) for row in manifest.skipped] == [
-        ("row 1", "the first picture cannot be read: the bytes are no picture in a format that Pillow knows"),
+    reasons = [(row.where, row.reason.partition(" the formats")[0]) for row in manifest.skipped]
+    assert reasons == [
+        ("row 1", "the first image: the bytes are no image that can be read: it is in none of"),
         ("row 5", "the caption is empty"),
     ]
     assert len(encoders.images) == 10
@@ -70,7 +71,7 @@ def test_as_many_bad_rows_as_allowed_are_no_reason_to_stop(tmp_path: Path, count
 def test_a_source_of_unknown_length_is_refused_at_its_end(tmp_path: Path) -> None:
     rows = bright_or_dark(10)
     rows[0] = replace(rows[0], images=BROKEN)
-    with pytest.raises(TooManyBadRows, match="row 0: the first picture"):
+    with pytest.raises(TooManyBadRows, match="row 0: the first image"):
         made(tmp_path, Rows(rows, counted=False), max_bad=0.05)
 
 

@@ -67,7 +67,7 @@ def test_bad_pictures_are_counted_and_the_first_ten_named_before_any_scoring(tmp
     assert found.loaded == []
     said = str(error.value)
     assert [row.file for row in rows if row.file in said] == [row.file for row in rows[:10]]
-    assert said.count("is missing") == 6
+    assert said.count("there is no file ") == 6
     assert said.endswith(", and 2 more")
     assert "\n" not in said
 

@@ -43,8 +43,8 @@ def test_a_corrupt_picture_in_a_dataset_is_one_bad_row(tmp_path: Path, streaming
     first, truncated, third, missing, last = found(source)
     assert [first, third, last] == [CHOSEN_FOUND[0], CHOSEN_FOUND[2], CHOSEN_FOUND[4]]
     assert truncated[0] == "row 1"
-    assert truncated[1].startswith("the second picture cannot be read: ")
-    assert missing == ("row 3", "the first picture is missing")
+    assert truncated[1].startswith("the second image: ")
+    assert missing == ("row 3", "the first image is missing")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -54,7 +54,7 @@ def test_paths_in_a_local_dataset_are_relative_to_its_file(pictures: Path, strea
         for name in ("red", "nowhere")
     ]
     source = open_pairs(parquet(pictures / "a.parquet", rows), streaming=streaming)
-    reason = f"the first picture cannot be read: there is no file {pictures / 'images' / 'nowhere.png'}"
+    reason = f"the first image: there is no file {pictures / 'images' / 'nowhere.png'}"
     assert found(source) == [("row 0", "a cat", "red blue", 1.0, 1.0), ("row 1", reason)]
 
 

@@ -191,6 +191,6 @@ def test_files_of_ones_own_train_a_judge_with_faults_told(
     assert (data["num_rows"], data["num_skipped"]) == (20, 1)
     (skipped,) = data["skipped"]
     assert skipped["where"] == "pairs.jsonl line 5"
-    assert "the second picture cannot be read" in skipped["reason"]
+    assert "the second image" in skipped["reason"]
     assert "1 of 20 rows could not be read" in (output / "judge/README.md").read_text()
     assert "of latents in" in capfd.readouterr().err

@@ -25,7 +25,8 @@ from torch import Tensor
 from stepalign.assemble import base_model, guided_network, precision_of
 from stepalign.checkpoint import replacing, write_text
 from stepalign.config import require, to_plain
-from stepalign.manifest import GENERATION, MANIFEST, ImageRow, open_picture, write_manifest
+from stepalign.images import open_image
+from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.models.adapters import find_adapter, load_adapters, replace_unet, split_scale
 from stepalign.models.base import BaseModel
@@ -286,7 +287,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _readable(path: Path) -> bool:
     with suppress(ValueError):
-        open_picture(path)
+        open_image(path)
         return True
     return False
 

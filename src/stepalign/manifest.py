@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from stepalign.checkpoint import write_text
 
 MANIFEST, SCORES, EVALUATION, GENERATION = "manifest.jsonl", "scores.jsonl", "results.json", "generation.json"
@@ -68,7 +66,7 @@ def write_manifest(folder: Path, rows: list[ImageRow]) -> None:
 
 def read_manifest(folder: Path) -> list[ImageRow]:
     """A folder's pictures; raises ValueError naming the line that makes no sense, a picture listed twice, or a prompt
-    that changes under its number. Whether the files are there is for `open_picture` to say."""
+    that changes under its number. Whether the files are there is for `open_image` to say."""
     numbers: dict[str, int] = {}
     counts: Counter[int] = Counter()
     files: set[tuple[int, str]] = set()
@@ -110,17 +108,6 @@ def read_scores(folder: Path) -> list[ScoredRow]:
         rows.append(ScoredRow(index, image, prompt, {name: float(score) for name, score in scores.items()}))
     _check(rows, folder / SCORES)
     return rows
-
-
-def open_picture(path: Path) -> Image.Image:
-    """A picture, decoded whole; raises ValueError naming the file when it is missing, cut short or no picture."""
-    try:
-        with Image.open(path) as image:
-            return image.copy()  # which decodes all of it
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing") from error
-    except Exception as error:  # a damaged file has Pillow raise nearly anything
-        raise ValueError(f"{path} is no picture that can be read: {' '.join(str(error).split())}") from error
 
 
 def _lines(path: Path, advice: str) -> Iterator[tuple[str, dict[str, Any]]]:

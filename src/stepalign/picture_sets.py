@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.config import require
-from stepalign.manifest import ImageRow, open_picture, read_manifest
+from stepalign.images import open_image
+from stepalign.manifest import ImageRow, read_manifest
 from stepalign.metrics.colour_head import COLOUR_MODEL, ColourHead
 from stepalign.metrics.detection import DETECTOR, Mask2FormerDetector
 from stepalign.metrics.diversity import ImageFeatures, pairwise_distance, vendi_score
@@ -200,9 +201,9 @@ def _given_verdicts(
     head = ColourHead.from_pretrained(choice.colours, device=device)
     verdicts = []
     for row, prompt in zip(rows, prompts, strict=True):
-        verdicts.append(judge_image(prompt, found[row.key], partial(head, open_picture(folder / row.file))))
+        verdicts.append(judge_image(prompt, found[row.key], partial(head, open_image(folder / row.file))))
     return verdicts
 
 
 def _pictures(folder: Path, rows: list[ImageRow]) -> list[Image.Image]:
-    return [open_picture(folder / row.file) for row in rows]
+    return [open_image(folder / row.file) for row in rows]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import require
+from stepalign.images import open_image
 from stepalign.manifest import (
     EVALUATION,
     SCORES,
     ImageRow,
     ScoredRow,
-    open_picture,
     read_manifest,
     read_scores,
     write_scores,
@@ -102,7 +102,7 @@ def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, 
     for number, row in enumerate(rows, 1):
         path = folder / row.file
         try:
-            style.append(style_of(open_picture(path)))
+            style.append(style_of(open_image(path)))
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         except ValueError as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
@@ -131,7 +131,7 @@ def _score(
     scores: list[float] = []
     for start in range(0, len(rows), scoring.batch_size):
         batch = rows[start : start + scoring.batch_size]
-        images = [open_picture(folder / row.file) for row in batch]
+        images = [open_image(folder / row.file) for row in batch]
         try:
             part = score_pictures(scorer, images, prompts[start : start + len(batch)], batch_size=scoring.batch_size)
         except ValueError as error:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stepalign.manifest import open_picture
-from stepalign.metrics.pictures import as_rgb
+from stepalign.images import open_image
 from stepalign.page import SMALL, data_url, fixed
 
 MOST_PROMPTS, MOST_PICTURES = 120, 480
@@ -78,7 +77,7 @@ def choose_prompts(prompts: list[ComparedPrompt], pairs: list[tuple[int, int]], 
 
 def thumbnail(path: Path) -> dict[str, Any]:
     """A picture file as a data URL with its size, shrunk to `SIDE`; tiny ones keep every pixel as it is."""
-    image = as_rgb(open_picture(path))
+    image = open_image(path)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small = max(image.size) < SMALL
     buffer = io.BytesIO()

@@ -14,6 +14,7 @@ from PIL import Image
 from stepalign.data.pairs import RawPair, Unreadable
 from stepalign.data.rows import KNOWN_LAYOUTS, Layout, Row, num_pairs, pairs_of, recognise
 from stepalign.identity import file_digest
+from stepalign.images import readable_formats
 
 SIDES = ("win", "lose")
 
@@ -155,8 +156,8 @@ def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
 
 
 def _extensions() -> set[str]:
-    """The endings of the files that Pillow opens."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    """The endings of the image files that are read."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable_formats()}
 
 
 def _parse(line: bytes) -> tuple[Row, Layout] | Unreadable:

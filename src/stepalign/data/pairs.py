@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-Picture = Path | bytes | Image.Image
-"""What a picture can be before it is opened: a file, the bytes of one, or an image of Pillow's."""
+from stepalign.images import open_image
+
 LISTED_BAD_ROWS = 20
 
 
@@ -35,7 +33,7 @@ class RawPair:
     """For people: "train.jsonl line 3", "row 17", "cat-01.png"."""
     prompt: object
     images: tuple[object, object]
-    """A `Picture` each where all is well."""
+    """An `ImageSource` each where all is well."""
     label: object
     """How far image 0 is preferred, None without a label."""
     weight: object = 1.0
@@ -116,30 +114,6 @@ def read(raw: RawPair) -> ImagePair | BadRow:
     return ImagePair(prompt, (first, second), label, weight)
 
 
-def load_picture(picture: object) -> Image.Image:
-    """A `Picture` in RGB, fully decoded and upright.
-
-    EXIF's orientation is applied, transparency laid over white, 16-bit grey brought to 8 bits, and of an animation the
-    first frame taken. Raises ValueError, in one line, when it cannot be decoded to its end.
-    """
-    try:
-        match picture:
-            case Image.Image():
-                return _as_rgb(picture)
-            case Path() | bytes():
-                with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as opened:
-                    return _as_rgb(opened)
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {picture}") from None
-    except UnidentifiedImageError:
-        where = f"{picture} holds" if isinstance(picture, Path) else "the bytes are"
-        raise ValueError(f"{where} no picture in a format that Pillow knows") from None
-    except Exception as error:  # a damaged file has Pillow's decoders raise nearly anything
-        where = f"{picture}: " if isinstance(picture, Path) else ""
-        raise ValueError(f"{where}{str(error) or type(error).__name__}") from error
-    raise ValueError(f"it is of type {type(picture).__name__}, no file, bytes or image of Pillow's")
-
-
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
     """An RGB image as values in [-1, 1] at `size`, which is (height, width).
 
@@ -164,31 +138,15 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() >= 1 << 16:
-            raise ValueError(f"its grey values reach from {grey.min()} to {grey.max()}, beyond 16 bits")
-        image = Image.fromarray((grey >> 8).astype(np.uint8))  # the high byte, as Pillow does with 16-bit colours
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 bits")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def _opened(picture: object, which: str) -> Image.Image:
     if isinstance(picture, Unreadable):
         raise ValueError(picture.reason)
     if picture is None:
-        raise ValueError(f"the {which} picture is missing")
+        raise ValueError(f"the {which} image is missing")
     try:
-        return load_picture(picture)
+        return open_image(picture)
     except ValueError as error:
-        raise ValueError(f"the {which} picture cannot be read: {error}") from error
+        raise ValueError(f"the {which} image: {error}") from error
 
 
 def _caption(prompt: object) -> str:

@@ -89,7 +89,7 @@ def _pair(
 
 
 def _picture(value: object, folder: Path | None) -> object:
-    """A picture as a row has it, turned into a `Picture` where that is possible without opening it."""
+    """A picture as a row has it, turned into an `ImageSource` where that is possible without opening it."""
     if isinstance(value, dict):  # how `datasets` keeps an image it has not decoded
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not isinstance(value, str):

@@ -18,9 +18,10 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.clip import check_tokenizer, tokenize
 from stepalign.identity import network_identity
+from stepalign.images import as_rgb
 from stepalign.metrics.clip_features import IN_MEMORY, Source, load_clip_folder
 from stepalign.metrics.geneval import COLOURS, Detection
-from stepalign.metrics.pictures import as_rgb, clip_pixels, describe_preparation
+from stepalign.metrics.pictures import clip_pixels, describe_preparation
 from stepalign.metrics.record import scorer_record
 from stepalign.protocols import ScorerRecord
 

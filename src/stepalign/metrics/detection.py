@@ -21,8 +21,8 @@ from transformers import Mask2FormerForUniversalSegmentation
 
 from stepalign.clip import first_line, resolve_folder
 from stepalign.identity import network_identity
+from stepalign.images import as_rgb
 from stepalign.metrics.geneval import CLASSES, THRESHOLD, Box, Detection
-from stepalign.metrics.pictures import as_rgb
 from stepalign.metrics.record import scorer_record
 from stepalign.metrics.weights import weight_files
 from stepalign.protocols import ScorerRecord

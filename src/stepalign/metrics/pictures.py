@@ -9,34 +9,13 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.clip import CLIP_MEAN, CLIP_STD, Rounding, crop_start, resized_size
+from stepalign.images import as_rgb
 
-WIDE = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 MARGINS: dict[Rounding, str] = {
     "torchvision": "odd margins halved to even, as torchvision does",
     "transformers": "odd margins halved down, as transformers does",
 }
 """What a record says of the centre crop."""
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A picture in 8-bit RGB: transparency is dropped as PIL drops it, 16-bit greys are scaled, not cut off.
-
-    Raises ValueError for pictures without pixels, and for floating-point ones, whose white nobody knows.
-    """
-    if 0 in image.size:
-        raise ValueError(f"a picture of {image.width} by {image.height} pixels has none to score")
-    if image.mode == "RGB":
-        return image
-    if image.mode == "F":
-        raise ValueError("a picture of floating-point pixels (PIL mode F) has no known white; save it with 8 bits")
-    if image.mode in WIDE:
-        levels = np.asarray(image).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"a picture of mode {image.mode} has levels outside 0 to 65535; save it with 8 or 16 bits")
-        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # the same colours; PIL warns of the direct way
-    return image.convert("RGB")
 
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
@@ -76,9 +55,10 @@ def clip_pixels(images: list[Image.Image], size: int, rounding: Rounding) -> Flo
 
 def resize_and_crop(image: Image.Image, short_side: int, size: int, rounding: Rounding) -> Image.Image:
     """The middle of a picture resized to `short_side` on its short side, made RGB by `as_rgb`; a square of `size`."""
-    rows, columns = resized_size(image.height, image.width, short_side, rounding)
+    rgb = as_rgb(image)  # first, since it can turn it
+    rows, columns = resized_size(rgb.height, rgb.width, short_side, rounding)
     top, left = (crop_start(extent, size, rounding) for extent in (rows, columns))
-    resized = as_rgb(image).resize((columns, rows), Image.Resampling.BICUBIC)
+    resized = rgb.resize((columns, rows), Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + size, top + size))
 
 

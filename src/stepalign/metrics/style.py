@@ -11,7 +11,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from stepalign.metrics.pictures import as_rgb
+from stepalign.images import as_rgb
 
 JPEG_QUALITY = 95
 HIGH_FREQUENCY = 0.25
