@@ -218,12 +218,12 @@ def test_what_is_no_image_file_is_named(tmp_path: Path) -> None:
         ("gone.png", "there is no file .*gone.png"),
         ("note.png", "note.png is no image that can be read: it is in none of the formats PNG, JPEG, "),
         ("page.eps", "page.eps is no image that can be read: it is in none of the formats"),
-        ("folder.png", "folder.png is a directory"),
-        ("pipe.png", "pipe.png is no regular file"),
+        ("folder.png", "folder.png' is a directory"),
+        ("pipe.png", "pipe.png' is no regular file"),
     ]:
         with pytest.raises(ValueError, match=reason):
             open_image(tmp_path / name)
-    with pytest.raises(ValueError, match="zero is no regular file"):
+    with pytest.raises(ValueError, match="zero' is no regular file"):
         open_image(Path("/dev/zero"))
 
 

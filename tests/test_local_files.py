@@ -1,4 +1,4 @@
-"""Paths that stay in their folder, however they are written, and text in UTF-8."""
+"""Paths that stay in their folder, however they are written, and files that are regular."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stepalign.local_files import file_size, json_lines, local_file, parse_json, read_text
+from stepalign.local_files import file_size, local_file
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "Bücher/Äpfel é.png") for form in ("NFC", "NFD"))
 
@@ -118,50 +118,4 @@ def test_only_regular_files_are_read(folder: Path) -> None:
         with pytest.raises(ValueError, match=reason):
             file_size(folder / name)
     with pytest.raises(ValueError, match="is no regular file"):
-        read_text(Path("/dev/zero"))
-
-
-# Text
-
-
-def test_text_is_read_with_any_line_ending_and_mark(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    for content in ("ß\nb", "ß\r\nb", "ß\rb", "\ufeffß\nb"):
-        path.write_bytes(content.encode())
-        assert read_text(path) == "ß\nb"
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_wide_text_is_named_as_what_it_is(encoding: str, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes("a cat".encode(encoding))
-    with pytest.raises(ValueError, match=r"^prompts: .*a\.txt is UTF-16 or UTF-32 text; save it as UTF-8"):
-        read_text(tmp_path / "a.txt", field="prompts")
-
-
-def test_text_in_another_encoding_or_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.txt").write_bytes("Fuß".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text: .*; save it as UTF-8"):
-        read_text(tmp_path / "a.txt")
-    monkeypatch.setattr("stepalign.local_files.MAX_TEXT_BYTES", 2)
-    with pytest.raises(ValueError, match=r"a\.txt has 3 bytes; at most 2 are read as text"):
-        read_text(tmp_path / "a.txt")
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ('{"a":', "here is not valid JSON: "),
-        ("[" * 200_000, "here is JSON nested too deeply"),
-        ("1" * 5000, "here is not valid JSON: .*digits"),
-        (b'"\xff"', "here is not valid JSON: .*utf-8"),
-    ],
-)
-def test_json_that_cannot_be_read_is_a_value_error(text: str | bytes, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        parse_json(text, "here")
-
-
-def test_lines_are_numbered_and_of_bounded_length() -> None:
-    assert list(json_lines('1\n\n"b"\n', "x")) == [("x line 1", 1), ("x line 3", "b")]
-    with pytest.raises(ValueError, match=r"x line 2 has 7 characters; at most 5 are read"):
-        list(json_lines('1\n"abcde"', "x", longest=5))
+        file_size(Path("/dev/zero"))

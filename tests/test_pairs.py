@@ -81,7 +81,7 @@ def test_a_good_row_is_opened(tmp_path: Path, label: float | int | None) -> None
         ({"images": (RED, b"")}, "the second image: the bytes are no image that can be read: it is in none"),
         ({"images": (b"junk", BLUE)}, "the first image: the bytes are no image that can be read: it is in none"),
         ({"images": (RED, noise().convert("F"))}, "the second image: its pixels are floating-point"),
-        ({"images": (RED, Path("nowhere/cat.png"))}, "the second image: there is no file nowhere/cat"),
+        ({"images": (RED, Path("nowhere/cat.png"))}, "the second image: there is no file 'nowhere/cat"),
     ],
 )
 def test_a_bad_row_says_why(changes: dict[str, object], reason: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from stepalign.parsing import check_text, is_nothing, parse_json, parse_yaml, read_text
+from stepalign.parsing import check_text, is_nothing, json_lines, parse_json, parse_yaml, read_text
 
 LAUGHS = "a: &a [ha, ha]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -83,5 +84,32 @@ def test_text_is_utf8_whatever_the_platform_and_files_that_are_none_are_named(tm
         read_text(tmp_path / "latin.txt", "prompts")
     with pytest.raises(ValueError, match=r"^prompts: there is no file .*gone.txt"):
         read_text(tmp_path / "gone.txt", "prompts")
-    with pytest.raises(ValueError, match=r"^prompts: .* cannot be read: Is a directory"):
+    with pytest.raises(ValueError, match=r"^prompts: .* is a directory"):
         read_text(tmp_path, "prompts")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_wide_text_is_named_as_what_it_is(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("a cat".encode(encoding))
+    with pytest.raises(ValueError, match=r"^prompts: .*a\.txt is UTF-16 or UTF-32 text; save it as UTF-8"):
+        read_text(tmp_path / "a.txt", "prompts")
+
+
+def test_text_that_is_too_long_or_comes_from_a_pipe_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"^prompts: .*pipe' is no regular file"):
+        read_text(tmp_path / "pipe", "prompts")
+    (tmp_path / "a.txt").write_text("Fuß", encoding="utf-8")
+    monkeypatch.setattr("stepalign.parsing.MAX_BYTES", 3)
+    with pytest.raises(ValueError, match=r"^prompts: .*a\.txt has 4 bytes; at most 3 are read as text"):
+        read_text(tmp_path / "a.txt", "prompts")
+
+
+def test_lines_of_json_are_numbered_and_of_bounded_length() -> None:
+    assert list(json_lines('1\n\n"b"\n', "x")) == [("x line 1", 1), ("x line 3", "b")]
+    with pytest.raises(ValueError, match=r"x line 2 has 7 characters; at most 5 are read"):
+        list(json_lines('1\n"abcde"', "x", longest=5))
+    with pytest.raises(ValueError, match=r"x line 1 is not valid JSON"):
+        list(json_lines("{", "x"))

@@ -54,7 +54,7 @@ def test_paths_in_a_local_dataset_are_relative_to_its_file(pictures: Path, strea
         for name in ("red", "nowhere")
     ]
     source = open_pairs(parquet(pictures / "a.parquet", rows), streaming=streaming)
-    reason = f"the first image: there is no file {pictures / 'images' / 'nowhere.png'}"
+    reason = f"the first image: there is no file {str(pictures / 'images' / 'nowhere.png')!r}"
     assert found(source) == [("row 0", "a cat", "red blue", 1.0, 1.0), ("row 1", reason)]
 
 

@@ -1,16 +1,26 @@
 """Text, JSON and YAML from files of anybody: read as UTF-8, with every fault a ValueError that names the file.
 
-Lines end in \\n or \\r\\n; a byte order mark at the beginning is left out.
+Lines end in \\n, \\r\\n or \\r; a byte order mark at the beginning is left out.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from stepalign.local_files import file_size
+
+MAX_BYTES = 2**28
+"""Of a text file."""
+MAX_LINE = 2**20
+"""Characters in a line of JSON."""
+WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Byte order marks of UTF-16 and UTF-32."""
 MAX_DEPTH = 50
 """Levels of lists and mappings in YAML; a recipe has 3, a sweep 6."""
 MAX_VALUES = 100_000
@@ -25,26 +35,49 @@ def is_nothing(value: object) -> bool:
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file; raises ValueError, beginning with `what`, when it is missing, no file or not UTF-8."""
+    """The text of a file; raises ValueError, beginning with `what`, when it is missing, no regular file, longer than
+    `MAX_BYTES` or not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        size = file_size(path)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    if size > MAX_BYTES:
+        raise ValueError(f"{what}: {path} has {size:,} bytes; at most {MAX_BYTES:,} are read as text")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{what}: {str(path)!r} cannot be read: {error.strerror}") from error
+    if content.startswith(WIDE_MARKS) or (len(content) > 1 and 0 in content[:2]):
+        raise ValueError(f"{what}: {path} is UTF-16 or UTF-32 text; save it as UTF-8")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{what}: {path} is not UTF-8 text: {error}; save it as UTF-8") from error
-    except FileNotFoundError as error:
-        raise ValueError(f"{what}: there is no file {str(path)!r}") from error
-    except (OSError, ValueError) as error:  # ValueError: a name with a null character
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ValueError(f"{what}: {str(path)!r} cannot be read: {reason}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(text: str, what: str) -> Any:
+def parse_json(text: str | bytes, what: str) -> Any:
     """The value of a JSON text; raises ValueError beginning with `what`."""
     try:
         return json.loads(text)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply to be read as JSON") from None
-    except ValueError as error:  # also for a number of thousands of digits
+    except ValueError as error:  # also for a number of thousands of digits, and for bytes that are not UTF-8
         raise ValueError(f"{what} is not valid JSON: {error}") from error
+
+
+def json_lines(text: str, what: str, *, longest: int = MAX_LINE) -> Iterator[tuple[str, Any]]:
+    """Where each line of a JSONL text stands, such as "FILE line 3", and its value; blank lines are left out.
+
+    Raises ValueError naming the line that is no JSON or has more than `longest` characters.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{what} line {number}"
+        if len(line) > longest:
+            raise ValueError(f"{where} has {len(line):,} characters; at most {longest:,} are read")
+        yield where, parse_json(line, where)
 
 
 def parse_yaml(text: str, what: str) -> Any:
