@@ -26,7 +26,7 @@ from stepalign.recipes import Recipe, load_recipe
 from stepalign.rollout import Continuation, Pool, rollout
 from stepalign.run_directory import device_name, versions
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.statistics import bca_interval
+from stepalign.statistics import mean_interval
 
 ORACLE = "aesthetic"
 Columns = dict[str, list[Tensor]]
@@ -119,7 +119,7 @@ def oracle(parts: Parts, x_0: Tensor, prompts: list[str]) -> Tensor:
 def mean(values: Tensor) -> dict[str, Any]:
     """A mean over prompts with its 95 % interval."""
     numbers = values.double().numpy()
-    return {"mean": float(numbers.mean()), "interval": list(bca_interval(numbers))}
+    return {"mean": float(numbers.mean()), "interval": list(mean_interval(numbers))}
 
 
 def table(rules: dict[str, dict[str, Any]]) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from stepalign.ranking import rank
-from stepalign.statistics import bca_interval, cluster_means, sign_flip_p_value, win_rate
+from stepalign.shares import win_rate
+from stepalign.statistics import cluster_means, mean_interval, sign_flip_p_value
 
 PROMPTS = 100
 STRENGTHS = np.array([-0.5, 0.0, 0.5])
@@ -59,7 +60,7 @@ def mean_difference(pictures: int) -> Study:
     def study(rng: np.random.Generator, resamples: int) -> bool:
         gains = rng.exponential(size=(PROMPTS, 1)) + rng.normal(size=(PROMPTS, pictures))
         clusters = np.repeat(np.arange(PROMPTS), pictures)
-        low, high = bca_interval(cluster_means(gains.ravel(), clusters), num_resamples=resamples)
+        low, high = mean_interval(cluster_means(gains.ravel(), clusters))
         return low <= 1 <= high
 
     return study
@@ -72,7 +73,7 @@ def rate_of_wins(truth: float, pictures: int) -> Study:
         own = rng.beta(2 * truth, 2 * (1 - truth), size=(PROMPTS, 1))
         gains = np.where(rng.random((PROMPTS, pictures)) < own, 1.0, -1.0)
         clusters = np.repeat(np.arange(PROMPTS), pictures)
-        low, high = win_rate(gains.ravel(), clusters, num_resamples=resamples).interval
+        low, high = win_rate(gains.ravel(), clusters).interval
         return low <= truth <= high
 
     return study

@@ -13,7 +13,8 @@ from compared import GAINS, gained, level, save_folder, three
 
 from stepalign.comparison import Comparison, compare_folders, write_comparison
 from stepalign.manifest import read_manifest, read_scores, write_manifest, write_scores
-from stepalign.statistics import bca_interval, holm, sign_flip_p_value, wilson_interval, win_rate
+from stepalign.shares import wilson_interval, win_rate
+from stepalign.statistics import holm, mean_interval, sign_flip_p_value
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def test_two_models_by_hand(two: list[Path]) -> None:
     assert (found.models, found.baseline, found.num_prompts, found.num_pictures) == (["base", "tuned"], "base", 6, 6)
     assert found.scores["pickscore"]["base"].mean == pytest.approx(22.5)
     assert found.scores["pickscore"]["tuned"].mean == pytest.approx(22.8125)
-    assert found.scores["pickscore"]["base"].interval == bca_interval(np.arange(20.0, 26.0))
+    assert found.scores["pickscore"]["base"].interval == mean_interval(np.arange(20.0, 26.0))
     (pair,) = found.pairs
     assert (pair.scorer, pair.base, pair.other) == ("pickscore", "base", "tuned")
     assert pair.difference == pytest.approx(0.3125)
-    assert pair.interval == bca_interval(np.array(GAINS))
+    assert pair.interval == mean_interval(np.array(GAINS))
     assert (pair.wins, pair.ties, pair.losses) == (3, 1, 2)
     assert pair.win_rate == pytest.approx(3.5 / 6)
     assert pair.win_interval == pytest.approx(wilson_interval(3.5, 6))
@@ -49,7 +50,7 @@ def test_pictures_are_averaged_within_their_prompt(tmp_path: Path) -> None:
     other = save_folder(tmp_path / "other", scores={"s": lambda number, image: float(number * image)}, **given)
     (pair,) = compare_folders([base, other]).pairs
     assert pair.difference == pytest.approx(1.0)
-    assert pair.interval == bca_interval(np.arange(5) / 2)
+    assert pair.interval == mean_interval(np.arange(5) / 2)
     assert (pair.wins, pair.ties, pair.losses) == (4, 6, 0)
     assert (
         pair.win_interval == win_rate(np.array([0.0, 0, 0, 1, 0, 2, 0, 3, 0, 4]), np.repeat(np.arange(5), 2)).interval
@@ -82,7 +83,27 @@ def test_categories_have_their_own_differences(tmp_path: Path) -> None:
     assert (painting.category, painting.num_prompts, painting.interval) == ("painting", 1, None)
     assert painting.difference == pytest.approx(1.25)
     assert (photo.category, photo.num_prompts) == ("photo", 5)
-    assert photo.interval == bca_interval(np.array(GAINS[:5]))
+    assert photo.interval == mean_interval(np.array(GAINS[:5]))
+
+
+def test_prompts_with_one_text_are_one_prompt(tmp_path: Path) -> None:
+    """Six prompts, each listed three times: intervals and p-values of six, a warning, and every row in the page."""
+    texts = {"prompt": lambda number: f"prompt {number % 6}"}
+    levels = {"base": lambda number, image: level(number % 6, image), "tuned": lambda n, image: gained(n % 6, image)}
+    once = [save_folder(tmp_path / f"{name} once", scores={"s": rule}) for name, rule in levels.items()]
+    thrice = [
+        save_folder(tmp_path / name, scores={"s": rule}, num_prompts=18, **texts) for name, rule in levels.items()
+    ]
+    (few,), found = compare_folders(once, names=["a", "b"]).pairs, compare_folders(thrice, names=["a", "b"])
+    (many,) = found.pairs
+    assert (many.difference, many.p_value) == (pytest.approx(few.difference), few.p_value)
+    assert many.interval == pytest.approx(few.interval)
+    assert np.ptp(many.win_interval) > 0.9 * np.ptp(few.win_interval)
+    assert found.scores["s"]["a"].interval == pytest.approx(
+        compare_folders(once, names=["a", "b"]).scores["s"]["a"].interval
+    )
+    assert found.warnings[0].startswith("18 prompts have 6 different texts: the same text is one prompt in")
+    assert (found.num_prompts, len(found.prompts)) == (18, 18)
 
 
 def test_prompts_keep_their_pictures_and_scores(two: list[Path]) -> None:
@@ -130,7 +151,7 @@ def test_the_markdown_is_the_papers_table_with_what_the_intervals_allow(tmp_path
     _, _, text = written(three(tmp_path), tmp_path / "out", names=["base", "b|c", "best"])
     table = [line for line in text.splitlines() if line.startswith("| ")]
     assert table[0] == "|  | first | second |"
-    assert table[4] == "| best | **30.0** (30.0 to 30.0) | 22.5 (21.2 to 23.8) |"
+    assert table[4] == "| best | **30.0** (30.0 to 30.0) | 22.5 (20.5 to 24.5) |"
     assert "**" not in table[2] + table[3], "one lies within the interval of the other"
     assert table[3].startswith("| b\\|c | 22.8 (")
     assert "## b\\|c against base" in text

@@ -20,7 +20,7 @@ from stepalign.comparison import compare_folders, write_comparison
 from stepalign.comparison_report import ComparedPrompt, gallery
 from stepalign.comparison_report.gallery import choose_prompts, thumbnail
 from stepalign.comparison_report.tables import best_models, histogram, p_text
-from stepalign.statistics import wilson_interval
+from stepalign.shares import wilson_interval
 
 ATTACK = "</script><script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} & ünïcode"
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from judge_world import Base, bright_or_dark, make_scorer, ready
@@ -15,7 +16,7 @@ from worlds import make_sampler
 from stepalign.data.prepared import PreparedPairs
 from stepalign.evaluate_judge import compare_judges, held_out_noise, score_held_out
 from stepalign.seeding import Purpose, generator_for
-from stepalign.statistics import paired_share_interval, wilson_interval
+from stepalign.shares import paired_share_interval, wilson_interval
 
 FIXED = {"timesteps": (501, 0, 951), "seed": 3}
 
@@ -113,6 +114,7 @@ def test_progress_is_reported_in_pairs(pairs: PreparedPairs, tiny_spm_folder: Pa
 
 
 LABEL = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.5])
+PROMPTS = [*"abcde"]
 RIGHT, WRONG, EQUAL = (1.0, 0.0), (0.0, 1.0), (2.0, 2.0)
 """Scores of a pair whose first picture is preferred."""
 
@@ -129,7 +131,7 @@ def test_accuracies_and_their_difference_by_hand() -> None:
     """Labels 1 1 0 0 and a tie, which is left out. At 501 the start is right, wrong, wrong and undecided: 1.5 of 4; the
     judge right in all four: gains of 1, 1 and .5. At 0 the judge is undecided where the start was right: a loss of .5.
     """
-    accuracy, _ = compare_judges(START, JUDGE, LABEL)
+    accuracy, _ = compare_judges(START, JUDGE, LABEL, PROMPTS)
     early, late = accuracy
     assert (early["timestep"], late["timestep"]) == (0, 501)
     assert [row[name]["accuracy"] for row in accuracy for name in ("start", "judge")] == [1.0, 0.875, 0.375, 1.0]
@@ -142,18 +144,32 @@ def test_accuracies_and_their_difference_by_hand() -> None:
 
 def test_gains_and_losses_that_cancel_widen_the_interval() -> None:
     """The judge is right where the start is wrong and the other way round: no difference, and nothing certain."""
-    label = torch.ones(40)
+    label, prompts = torch.ones(40), [f"prompt {number}" for number in range(40)]
     start, judge = scores(*[RIGHT, WRONG] * 20), scores(*[WRONG, RIGHT] * 20)
-    (opposite,), _ = compare_judges({0: start}, {0: judge}, label)
-    (same,), _ = compare_judges({0: start}, {0: start}, label)
+    (opposite,), _ = compare_judges({0: start}, {0: judge}, label, prompts)
+    (same,), _ = compare_judges({0: start}, {0: start}, label, prompts)
     assert opposite["difference"] == same["difference"] == 0
     assert opposite["interval"] == pytest.approx(paired_share_interval(20, 20, 40))
     assert same["interval"] == pytest.approx(paired_share_interval(0, 0, 40))
 
 
+def test_pairs_of_one_prompt_are_a_cluster() -> None:
+    """Ten prompts of 16 pairs, all right or all wrong, are worth about ten pairs, and 160 prompts 160."""
+    label, right = torch.ones(160), torch.arange(160) < 80
+    judge = torch.stack([torch.where(right, 1.0, 0.0), torch.where(right, 0.0, 1.0)], 1)
+    start, widths = scores(*[RIGHT, WRONG] * 80), {}
+    for num in (10, 160):
+        prompts = [f"prompt {number * num // 160}" for number in range(160)]
+        (row,), reliability = compare_judges({0: start}, {0: judge}, label, prompts)
+        bins = reliability["judge"]["bins"]
+        widths[num] = [np.ptp(found["interval"]) for found in (row, row["judge"], bins[0])]
+    assert widths[160] == pytest.approx([0.218, 0.153, 0.153], abs=0.005)
+    assert all(few > 3 * many for few, many in zip(widths[10], widths[160], strict=True))
+
+
 def test_the_difference_does_not_depend_on_which_picture_comes_first() -> None:
     flipped = [{t: pair.flip(1) for t, pair in judge.items()} for judge in (START, JUDGE)]
-    assert compare_judges(*flipped, 1 - LABEL) == compare_judges(START, JUDGE, LABEL)
+    assert compare_judges(*flipped, 1 - LABEL, PROMPTS) == compare_judges(START, JUDGE, LABEL, PROMPTS)
 
 
 def test_reliability_takes_every_decided_pair_once_at_the_timesteps_in_turn() -> None:
@@ -166,7 +182,7 @@ def test_reliability_takes_every_decided_pair_once_at_the_timesteps_in_turn() ->
     towards = torch.where(label > 0.5, 1.0, -1.0)
     judge = {501: torch.stack([-1 * towards, 1 * towards], 1), 0: torch.stack([2 * towards, -2 * towards], 1)}
     start = {timestep: pair.flip(1) for timestep, pair in judge.items()}
-    _, found = compare_judges(start, judge, label)
+    _, found = compare_judges(start, judge, label, [*"abcdef"])
     assert list(found) == ["start", "judge"]
     wrong, right = found["judge"]["bins"]
     assert (wrong["pairs"], wrong["frequency"]) == (2, 0.0)
@@ -178,12 +194,12 @@ def test_reliability_takes_every_decided_pair_once_at_the_timesteps_in_turn() ->
 
 
 def test_a_comparison_is_plain_values() -> None:
-    found = compare_judges(START, JUDGE, LABEL)
+    found = compare_judges(START, JUDGE, LABEL, PROMPTS)
     assert json.loads(json.dumps(found, allow_nan=False)) == list(found)
 
 
 def test_pairs_that_are_all_ties_say_nothing() -> None:
-    (row,), reliability = compare_judges({0: START[0]}, {0: JUDGE[0]}, torch.full((5,), 0.5))
+    (row,), reliability = compare_judges({0: START[0]}, {0: JUDGE[0]}, torch.full((5,), 0.5), PROMPTS)
     assert row["judge"] == {"accuracy": None, "interval": [0.0, 1.0]}
     assert (row["difference"], row["interval"]) == (None, [-1.0, 1.0])
     assert reliability["judge"] == {"error": None, "bins": []}

@@ -104,8 +104,8 @@ def test_measuring_both_judges_again_gives_the_summarys_figures(finished: Path, 
     )
     saved = json.loads((finished / "start.json").read_text())
     assert all(torch.equal(torch.tensor(saved[str(t)]), scores) for t, scores in before.items())
-    label = parts_of(tmp_path_factory).held_out.label
-    accuracy, reliability = compare_judges(before, after, label)
+    held_out = parts_of(tmp_path_factory).held_out
+    accuracy, reliability = compare_judges(before, after, held_out.label, held_out.prompts)
     assert accuracy == summary(finished)["accuracy"]
     assert reliability == summary(finished)["reliability"]
 

@@ -1,4 +1,4 @@
-"""Statistics over prompts: clusters, win rates, the sign-flip test, Holm's adjustment."""
+"""Statistics over prompts: clusters, the sign-flip test, Student's, Holm's adjustment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from stepalign.statistics import bca_interval, cluster_means, holm, sign_flip_p_value, wilson_interval, win_rate
+from stepalign.statistics import (
+    cluster_means,
+    clusters_of,
+    holm,
+    one_sided_p_value,
+    paired_difference,
+    sign_flip_p_value,
+)
 
 DIFFERENCES = np.array([0.4, -0.1, 0.9, 1.3, -0.6, 0.2, 0.8, 0.5])
 
@@ -19,56 +27,27 @@ def test_every_prompt_counts_once_however_many_pictures_it_has() -> None:
     assert cluster_means(values, clusters).tolist() == [2, 10, -3]
 
 
-# Win rates
+def test_prompts_with_one_text_are_one_cluster() -> None:
+    assert clusters_of(["b", "a", "b", "c", "a"]).tolist() == [0, 1, 0, 2, 1]
+    assert clusters_of([]).tolist() == []
 
 
-def test_one_picture_per_prompt_has_wilsons_interval_and_ties_are_half_wins() -> None:
-    """6 wins, 1 tie, 3 losses of 10: .65."""
-    won = win_rate(np.array([1.0, 2, 3, 0.1, 5, 6, 0, -1, -2, -3]), np.arange(10))
-    assert (won.wins, won.ties, won.losses, won.rate) == (6, 1, 3, 0.65)
-    assert won.interval == wilson_interval(6.5, 10)
+def test_duplicate_prompts_count_once_in_a_paired_difference() -> None:
+    """Listing every prompt four times says nothing new; without clusters the interval would be half as wide."""
+    base, aligned = torch.zeros(12), torch.from_numpy(np.arange(12.0) % 5)
+    once = paired_difference(base, aligned)
+    four = paired_difference(base.repeat(4), aligned.repeat(4), clusters=np.tile(np.arange(12), 4))
+    assert four == once
+    assert np.ptp(paired_difference(base.repeat(4), aligned.repeat(4)).interval) < 0.6 * np.ptp(once.interval)
 
 
-def test_without_ties_the_interval_is_scipys() -> None:
-    won = win_rate(np.array([1.0] * 53 + [-1.0] * 47), np.arange(100))
-    oracle = stats.binomtest(53, 100).proportion_ci(method="wilson")
-    assert won.interval == pytest.approx((oracle.low, oracle.high), abs=1e-12)
+# The tests
 
 
-def test_several_pictures_are_shares_of_their_prompt() -> None:
-    """Prompt 0 wins 2 of 2, prompt 1 one of 2, prompt 2 ties and loses: (1 + .5 + .25) / 3."""
-    won = win_rate(np.array([1.0, 2, 3, -1, 0, -5]), np.array([0, 0, 1, 1, 2, 2]))
-    assert (won.wins, won.ties, won.losses) == (3, 1, 2)
-    assert won.rate == pytest.approx(1.75 / 3)
-    assert won.interval == bca_interval(np.array([1, 0.5, 0.25]))
-
-
-def test_pictures_that_win_together_count_as_one() -> None:
-    """Four copies of every picture say no more than one."""
-    once = np.where(np.arange(50) < 30, 1.0, -1.0)
-    low, high = win_rate(np.repeat(once, 4), np.repeat(np.arange(50), 4)).interval
-    assert high - low == pytest.approx(np.subtract(*win_rate(once, np.arange(50)).interval[::-1]), rel=0.1)
-
-
-def test_where_all_prompts_agree_the_interval_still_has_a_width() -> None:
-    won = win_rate(np.ones(20), np.repeat(np.arange(10), 2))
-    assert (won.rate, won.interval) == (1.0, wilson_interval(10, 10))
-    assert won.interval[0] == pytest.approx(0.7225, abs=5e-5)
-
-
-@pytest.mark.parametrize(("rate", "pictures"), [(0.75, 1), (0.75, 4)])
-def test_the_interval_covers_the_win_rate(rate: float, pictures: int) -> None:
-    """400 studies of 80 prompts, whose own win rates follow a beta distribution: 95 % nominally, with a standard error
-    of 1.1 %."""
-    rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(80), pictures)
-    covered = 0
-    for _ in range(400):
-        own = rng.beta(2 * rate, 2 * (1 - rate), size=80)
-        differences = np.where(rng.random(len(clusters)) < own[clusters], 1.0, -1.0)
-        low, high = win_rate(differences, clusters, num_resamples=300).interval
-        covered += low <= rate <= high
-    assert 0.92 <= covered / 400 <= 0.98
+def test_a_one_sided_p_value_is_students() -> None:
+    assert one_sided_p_value(DIFFERENCES) == pytest.approx(stats.ttest_1samp(DIFFERENCES, 0).pvalue / 2)
+    assert one_sided_p_value(-DIFFERENCES) == pytest.approx(1 - one_sided_p_value(DIFFERENCES))
+    assert [one_sided_p_value(np.full(4, value)) for value in (0.3, 0.0, -0.3)] == [0.0, 1.0, 1.0]
 
 
 # The sign-flip test

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from scored import PROMPTS, evaluate, save_pictures, spies
 from stepalign.manifest import ImageRow, read_manifest, read_scores
 from stepalign.result_card import Scored, card, mean_over_prompts, write_results
 from stepalign.run_directory import device_name, versions
-from stepalign.statistics import bca_interval
+from stepalign.statistics import mean_interval
 
 
 def row(prompt: int, image: int = 0, category: str | None = None) -> ImageRow:
@@ -42,8 +42,15 @@ def test_a_mean_is_over_prompts_and_so_is_its_interval() -> None:
     rows = [row(4, 0), row(2), row(4, 1), row(9, 0), row(9, 1), row(9, 2)]
     found = mean_over_prompts(rows, [1.0, 8.0, 3.0, 0.0, 3.0, 6.0])
     assert (found["mean"], found["num_prompts"]) == (pytest.approx(13 / 3), 3)
-    assert found["interval"] == list(bca_interval(np.array([8.0, 2.0, 3.0])))
+    assert found["interval"] == list(mean_interval(np.array([8.0, 2.0, 3.0])))
     assert found["interval"][0] < found["mean"] < found["interval"][1]
+
+
+def test_prompts_with_one_text_are_one_prompt() -> None:
+    """Prompts 0 and 2 have the text "a": 1, 3 and 5 are averaged to 3 before "b", 9, comes in."""
+    rows = [replace(row(number), prompt=text) for number, text in ((0, "a"), (1, "b"), (2, "a"), (2, "a"))]
+    found = mean_over_prompts(rows, [1.0, 9.0, 3.0, 5.0])
+    assert found == {"mean": 6.0, "interval": list(mean_interval(np.array([3.0, 9.0]))), "num_prompts": 2}
 
 
 def test_one_prompt_has_a_mean_and_no_interval() -> None:
@@ -56,7 +63,7 @@ def test_categories_have_means_of_their_own(tmp_path: Path) -> None:
     assert [*results["by_category"]] == ["cold", "warm"]
     cold, warm = (results["by_category"][name]["one"] for name in ("cold", "warm"))
     assert cold == {"mean": 2.0, "interval": None, "num_prompts": 1}
-    assert warm == {"mean": 3.0, "interval": list(bca_interval(np.array([1.0, 5.0]))), "num_prompts": 2}
+    assert warm == {"mean": 3.0, "interval": list(mean_interval(np.array([1.0, 5.0]))), "num_prompts": 2}
     assert results["scores"]["one"]["mean"] == 27.0
     assert "by_category" not in written(tmp_path, [row(0), row(1)], {"one": [1.0, 2.0]})
 
@@ -88,7 +95,7 @@ def test_all_files_hold_the_same_numbers(evaluated: tuple[Path, dict[str, Any]])
         values = np.array([line.scores[name] for line in scored]).reshape(3, 2).mean(1)
         found = results["scores"][name]
         assert found["mean"] == pytest.approx(values.mean())
-        assert found["interval"] == pytest.approx(bca_interval(values))
+        assert found["interval"] == pytest.approx(mean_interval(values))
     assert len(results["style"]) == 6
 
 

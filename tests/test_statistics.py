@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import combinations_with_replacement
 from math import factorial, prod
 from statistics import NormalDist
@@ -12,14 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stepalign.statistics import (
-    CHUNK,
-    bca_interval,
-    paired_difference,
-    paired_share_interval,
-    reliability,
-    wilson_interval,
-)
+from stepalign.statistics import BCA_FROM, CHUNK, bca_interval, mean_interval, paired_difference
 
 SKEWED = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 0.9, 1.1, 1.6, 2.4, 5.0])
 
@@ -109,147 +101,43 @@ def test_the_seed_decides_the_interval() -> None:
     assert bca_interval(SKEWED, seed=3) != bca_interval(SKEWED, seed=4)
 
 
+@pytest.mark.parametrize("num", [2, 5, BCA_FROM - 1])
+def test_few_values_have_students_interval(num: int) -> None:
+    values = np.random.default_rng(num).exponential(size=num)
+    oracle = stats.ttest_1samp(values, 0).confidence_interval(0.9)
+    assert mean_interval(values, level=0.9) == pytest.approx((oracle.low, oracle.high))
+    assert mean_interval(np.full(num, 0.3)) == pytest.approx((0.3, 0.3), abs=1e-15)
+
+
+def test_many_values_have_the_bootstraps_interval() -> None:
+    values = np.random.default_rng(0).exponential(size=BCA_FROM)
+    assert mean_interval(values, seed=3) == bca_interval(values, seed=3)
+
+
+@pytest.mark.parametrize(("num", "least"), [(5, 0.92), (20, 0.93)])
+def test_the_interval_of_few_gains_covers_their_mean(num: int, least: float) -> None:
+    """1000 studies of gains that differ by prompt, skewed, and by image, normal; BCa's covers 81 % and 91 %."""
+    rng = np.random.default_rng(0)
+    gains = rng.exponential(size=(1000, num)) + rng.normal(size=(1000, num))
+    covered = [low <= 1 <= high for low, high in map(mean_interval, gains)]
+    assert least <= np.mean(covered) <= 0.97
+
+
 @pytest.mark.parametrize("num", [0, 1])
 def test_fewer_than_two_items_are_refused(num: int) -> None:
-    with pytest.raises(ValueError, match=f"got {num}"):
-        bca_interval(np.ones(num))
+    for interval in (bca_interval, mean_interval):
+        with pytest.raises(ValueError, match=f"got {num}"):
+            interval(np.ones(num))
 
 
 def test_a_paired_difference_is_aligned_less_base() -> None:
-    """Base 1, 2, 3, 4 and aligned 2, 4, 4, 6: means 2.5 and 4, difference 1.5, every difference 1 or 2."""
+    """Base 1, 2, 3, 4 and aligned 2, 4, 4, 6: means 2.5 and 4, differences 1, 2, 1, 2: 1.5 ± 3.182 · .5774 / 2."""
     result = paired_difference(torch.tensor([1.0, 2, 3, 4]), torch.tensor([2.0, 4, 4, 6]))
     assert (result.base, result.aligned, result.difference) == (2.5, 4.0, 1.5)
-    assert 1 <= result.interval[0] < 1.5 < result.interval[1] <= 2
+    assert result.interval == pytest.approx((0.5813, 2.4187), abs=5e-5)
 
 
 def test_pairing_removes_what_items_have_in_common() -> None:
     """Items differ by hundreds, the two systems by 1 on every one of them."""
     base = torch.tensor([100.0, 500.0, 900.0])
     assert paired_difference(base, base + 1).interval == (1.0, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("successes", "total", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (50, 100, 0.4038, 0.5962),
-        (123, 200, 0.5460, 0.6797),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilsons_interval_is_the_known_one(successes: int, total: int, low: float, high: float) -> None:
-    """Values of scipy.stats.binomtest(...).proportion_ci(method="wilson")."""
-    assert wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize("total", [1, 7, 10, 1000])
-def test_wilsons_interval_stays_within_zero_and_one(total: int) -> None:
-    assert wilson_interval(0, total)[0] == pytest.approx(0, abs=1e-12)
-    assert wilson_interval(total, total)[1] == pytest.approx(1, abs=1e-12)
-    assert all(0 <= end <= 1 for successes in (0, total) for end in wilson_interval(successes, total))
-
-
-# Paired shares
-
-
-@pytest.mark.parametrize(
-    ("gains", "losses", "total", "low", "high"),
-    [(12, 4, 40, 0.0069, 0.3741), (0, 0, 10, -0.1633, 0.1633), (2.5, 0.5, 18, -0.0910, 0.2910), (0, 0, 0, -1, 1)],
-)
-def test_a_paired_difference_of_shares_by_hand(
-    gains: float, losses: float, total: int, low: float, high: float
-) -> None:
-    """Half an item more in each of four cells: 12.5 gains and 4.5 losses of 42 are 8/42 = .1905, with a half-width of
-    1.96 sqrt(17 - 8²/42) / 42 = .1836; none of ten: 1.96 sqrt(1) / 12; 3 and 1 of 20: .1 ± 1.96 sqrt(4 - 4/20) / 20."""
-    assert paired_share_interval(gains, losses, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_a_paired_difference_the_other_way_round_is_mirrored() -> None:
-    low, high = paired_share_interval(7, 3, 25)
-    assert paired_share_interval(3, 7, 25) == pytest.approx((-high, -low), abs=1e-15)
-
-
-@pytest.mark.parametrize(("gain", "loss", "num"), [(0.25, 0.15, 60), (0.3, 0.3, 40), (0.1, 0.04, 200)])
-def test_the_paired_interval_covers_the_difference(gain: float, loss: float, num: int) -> None:
-    """2000 studies: 95 % nominally, with a standard error of .5 %; at moderate sizes it is a little cautious."""
-    counts = np.random.default_rng(0).multinomial(num, [gain, loss, 1 - gain - loss], size=2000)
-    intervals = [paired_share_interval(int(gains), int(losses), num) for gains, losses, _ in counts]
-    covered = np.mean([low <= gain - loss <= high for low, high in intervals])
-    assert 0.93 <= covered <= 0.975
-
-
-@pytest.mark.parametrize("total", [1, 2, 5, 30])
-def test_the_paired_interval_stays_within_minus_one_and_one(total: int) -> None:
-    ends = [*paired_share_interval(total, 0, total), *paired_share_interval(0, total, total)]
-    assert all(-1 <= end <= 1 for end in ends)
-
-
-# Reliability
-
-
-def gaps_of(probability: float, *, right: int, wrong: int) -> torch.Tensor:
-    """Pairs a judge gives that probability, in so many of which people agree and disagree."""
-    gap = math.log(probability / (1 - probability))
-    return torch.tensor([gap] * right + [-gap] * wrong)
-
-
-def test_an_overconfident_judges_error_by_hand() -> None:
-    """Right in 7 of 10 where it says .92, in 15 of 30 where it says .62: (10 · .22 + 30 · .12) / 40 = .145."""
-    gaps = torch.cat([gaps_of(0.92, right=7, wrong=3), gaps_of(0.62, right=15, wrong=15)])
-    found = reliability(gaps)
-    assert found["error"] == pytest.approx(0.145, abs=1e-6)
-    unsure, sure = found["bins"]
-    assert [(row["low"], row["high"], row["pairs"]) for row in (unsure, sure)] == [
-        (pytest.approx(0.6), pytest.approx(0.65), 30),
-        (pytest.approx(0.9), pytest.approx(0.95), 10),
-    ]
-    assert (unsure["probability"], unsure["frequency"]) == pytest.approx((0.62, 0.5), abs=1e-6)
-    assert (sure["probability"], sure["frequency"]) == pytest.approx((0.92, 0.7), abs=1e-6)
-    assert unsure["interval"] == pytest.approx(wilson_interval(15, 30))
-    assert sure["interval"] == pytest.approx(wilson_interval(7, 10))
-
-
-def test_an_error_does_not_cancel_between_bins() -> None:
-    """Right in 10 of 10 where it says .62, in 0 of 10 where it says .92: (.38 + .92) / 2."""
-    gaps = torch.cat([gaps_of(0.62, right=10, wrong=0), gaps_of(0.92, right=0, wrong=10)])
-    assert reliability(gaps)["error"] == pytest.approx(0.65, abs=1e-6)
-
-
-def test_bins_have_equal_widths_from_a_half_to_one_and_empty_ones_are_left_out() -> None:
-    gaps = torch.cat([gaps_of(share, right=1, wrong=0) for share in (0.51, 0.624, 0.626, 0.74, 0.76, 0.99)])
-    bins = reliability(gaps, num_bins=4)["bins"]
-    assert [(row["low"], row["high"], row["pairs"]) for row in bins] == [
-        (0.5, 0.625, 2),
-        (0.625, 0.75, 2),
-        (0.75, 0.875, 1),
-        (0.875, 1.0, 1),
-    ]
-    assert [row["low"] for row in reliability(gaps[[0, 5]], num_bins=4)["bins"]] == [0.5, 0.875]
-
-
-def test_equal_scores_are_a_half_half_right_and_certainty_belongs_to_the_last_bin() -> None:
-    undecided, certain = reliability(torch.tensor([0.0, 0.0, 0.0, 200.0]))["bins"]
-    assert (undecided["low"], undecided["probability"], undecided["frequency"]) == (0.5, 0.5, 0.5)
-    assert (certain["low"], certain["high"], certain["probability"]) == (0.95, 1.0, 1.0)
-
-
-def test_a_judge_that_means_what_it_says_is_reliable() -> None:
-    """20 studies of 2000 pairs, right with the probability that the judge gives: of 200 intervals about 190 contain
-    the mean probability of their bin."""
-    contained = []
-    for study in range(20):
-        rng = np.random.default_rng(study)
-        size = np.abs(2 * rng.standard_normal(2000))
-        right = rng.random(2000) < 1 / (1 + np.exp(-size))
-        found = reliability(torch.from_numpy(np.where(right, size, -size)))
-        assert found["error"] < 0.04
-        assert sum(row["pairs"] for row in found["bins"]) == 2000
-        contained += [row["interval"][0] <= row["probability"] <= row["interval"][1] for row in found["bins"]]
-    assert len(contained) == 200
-    assert 0.9 <= np.mean(contained) <= 0.99
-
-
-def test_no_pairs_have_no_reliability() -> None:
-    assert reliability(torch.zeros(0)) == {"error": None, "bins": []}

@@ -42,7 +42,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path]]:
     def run(recipe: Recipe, output: Path, *, watcher: object = None) -> dict[str, Any]:
         asked.append((recipe, output))
         better = recipe.seed / 10 + (recipe.branching.continue_from == "best")
-        rows = [{"prompt": "a", "base": {"m": base}, "aligned": {"m": aligned + better}} for base, aligned in SCORES]
+        rows = [
+            {"prompt": f"prompt {number}", "base": {"m": base}, "aligned": {"m": aligned + better}}
+            for number, (base, aligned) in enumerate(SCORES)
+        ]
         output.mkdir(parents=True)
         (output / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (output / "summary.json").write_text(json.dumps({"seconds": 30}))

@@ -131,8 +131,8 @@ def _held_out(recipe: Recipe) -> list[str]:
     if recipe.evaluation.prompts is None:
         return []
     prompts = _prompts(recipe.evaluation.prompts, "evaluation.prompts")[: recipe.evaluation.num_prompts]
-    if len(prompts) < 2:
-        raise ValueError("evaluation.prompts: an interval needs at least two held-out prompts")
+    if len(set(prompts)) < 2:
+        raise ValueError("evaluation.prompts: an interval needs at least two different held-out prompts")
     if recipe.evaluation.oracles:
         world.attributes_of(prompts)
     return prompts

@@ -14,7 +14,7 @@ from stepalign.config import to_plain
 from stepalign.protocols import Decode, Denoiser, Judge, Metric, Sampler
 from stepalign.rollout import sample
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.statistics import paired_difference
+from stepalign.statistics import clusters_of, paired_difference
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +67,10 @@ def generate(
     return Generated(images, {name: torch.cat(rows) for name, rows in scores.items()})
 
 
-def compare(base: Generated, aligned: Generated) -> dict[str, dict[str, object]]:
-    """For every metric: base and aligned mean, paired difference, and its 95 % interval over prompts."""
-    return {name: to_plain(paired_difference(base.scores[name], aligned.scores[name])) for name in base.scores}
+def compare(base: Generated, aligned: Generated, prompts: Sequence[str]) -> dict[str, dict[str, object]]:
+    """For every metric: base and aligned mean, paired difference, and its 95 % interval over distinct prompts."""
+    clusters = clusters_of(prompts)
+    return {
+        name: to_plain(paired_difference(base.scores[name], aligned.scores[name], clusters=clusters))
+        for name in base.scores
+    }

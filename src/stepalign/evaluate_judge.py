@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from jaxtyping import Float
@@ -13,7 +14,8 @@ from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer, agreement
 from stepalign.parallel import processes
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.statistics import paired_share_interval, reliability, wilson_interval
+from stepalign.shares import reliability, share_change_interval, share_interval
+from stepalign.statistics import clusters_of
 
 Scores = dict[int, Float[Tensor, "n 2"]]
 """Of every held-out pair, by timestep."""
@@ -63,36 +65,38 @@ def held_out_noise(seed: int, timestep: int, rows: Sequence[int], device: torch.
 
 
 def compare_judges(
-    start: Scores, judge: Scores, label: Float[Tensor, " n"]
+    start: Scores, judge: Scores, label: Float[Tensor, " n"], prompts: Sequence[str]
 ) -> tuple[list[dict[str, object]], dict[str, object]]:
     """Accuracy by timestep and reliability of two judges on the same inputs, as plain values for a summary.
 
-    Pairs whose label is a tie are left out. Intervals are 95 %: Wilson's for an accuracy, Agresti and Min's
-    for the paired difference. For reliability every pair counts once, at one of the timesteps in turn.
+    Pairs whose label is a tie are left out. Intervals are 95 %, with prompts as clusters: Wilson's for an
+    accuracy, Agresti and Min's for the paired difference. For reliability every pair counts once, at one of the
+    timesteps in turn.
     """
     decided = label != 0.5
+    clusters = clusters_of([prompt for prompt, kept in zip(prompts, decided.tolist(), strict=True) if kept])
     accuracy = []
     for timestep in sorted(judge):
         right = [agreement(scores[timestep], label)[decided].double() for scores in (start, judge)]
         names = ("start", "judge")
-        row = {name: _share(values) for name, values in zip(names, right, strict=True)}
-        accuracy.append({"timestep": timestep, **row, **_difference(right[1] - right[0])})
+        row = {name: _share(values, clusters) for name, values in zip(names, right, strict=True)}
+        accuracy.append({"timestep": timestep, **row, **_difference(right[1] - right[0], clusters)})
     towards = torch.where(label > 0.5, 1.0, -1.0)
     gaps = {
         name: torch.stack([(scores[at][:, 0] - scores[at][:, 1]) * towards for at in sorted(scores)], 1)[decided]
         for name, scores in (("start", start), ("judge", judge))
     }
     turn = torch.arange(int(decided.sum())) % len(judge)
-    return accuracy, {name: reliability(gap[torch.arange(len(gap)), turn]) for name, gap in gaps.items()}
+    return accuracy, {
+        name: reliability(gap[torch.arange(len(gap)), turn], clusters=clusters) for name, gap in gaps.items()
+    }
 
 
-def _share(right: Float[Tensor, " n"]) -> dict[str, object]:
-    total = len(right)
-    accuracy = right.mean().item() if total else None
-    return {"accuracy": accuracy, "interval": list(wilson_interval(right.sum().item(), total))}
+def _share(right: Float[Tensor, " n"], clusters: np.ndarray) -> dict[str, object]:
+    accuracy = right.mean().item() if len(right) else None
+    return {"accuracy": accuracy, "interval": list(share_interval(right.numpy(), clusters))}
 
 
-def _difference(changes: Float[Tensor, " n"]) -> dict[str, object]:
-    total = len(changes)
-    interval = paired_share_interval(changes.clamp_min(0).sum().item(), -changes.clamp_max(0).sum().item(), total)
-    return {"difference": changes.mean().item() if total else None, "interval": list(interval)}
+def _difference(changes: Float[Tensor, " n"], clusters: np.ndarray) -> dict[str, object]:
+    difference = changes.mean().item() if len(changes) else None
+    return {"difference": difference, "interval": list(share_change_interval(changes.numpy(), clusters))}

@@ -20,7 +20,7 @@ from stepalign.report import add_gains
 from stepalign.rollout import trajectory
 from stepalign.run_directory import CHECKPOINT, RECIPE, REPORT
 from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.statistics import paired_difference
+from stepalign.statistics import clusters_of, paired_difference
 
 GAINS, PICTURE = "gains.json", "gains.png"
 Scores = dict[str, dict[int, torch.Tensor]]
@@ -44,7 +44,7 @@ def measure_gains(
     parts = assemble(recipe)
     parts.trainer.restore(load_state(run / CHECKPOINT, RunState))
     prompts = parts.held_out[:num_prompts]
-    if len(prompts) < 2:
+    if len(set(prompts)) < 2:
         raise ValueError(f"run: {run} has no held-out prompts to measure on; give its recipe evaluation.prompts")
     roles: tuple[Role, Role] = ("reference", recipe.export)
     total, done = 2 * len(prompts), 0
@@ -60,8 +60,12 @@ def measure_gains(
         return scores
 
     base, aligned = (measured(role) for role in roles)
+    clusters = clusters_of(prompts)
     gains = {
-        metric: {str(t): to_plain(paired_difference(base[metric][t], aligned[metric][t])) for t in base[metric]}
+        metric: {
+            str(t): to_plain(paired_difference(base[metric][t], aligned[metric][t], clusters=clusters))
+            for t in base[metric]
+        }
         for metric in base
     }
     write_text(run / GAINS, json.dumps({"num_prompts": len(prompts), "gains": gains}, indent=1) + "\n")

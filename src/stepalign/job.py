@@ -83,7 +83,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "seed": recipe.seed,
         "num_prompts": len(parts.held_out),
         "sampling": sampling_of(recipe, parts),
-        "scores": compare(*evaluated) if evaluated else {},
+        "scores": compare(*evaluated, parts.held_out) if evaluated else {},
         **({} if guard is None else {"guard": guard.summary()}),
         **_work(parts, parts.trainer.seconds + time.perf_counter() - start),
     }

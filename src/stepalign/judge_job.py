@@ -134,7 +134,7 @@ def _train(
 def _summarise(
     recipe: JudgeRecipe, parts: JudgeParts, rows: list[dict[str, Any]], start: Scores, judge: Scores, began: float
 ) -> dict[str, Any]:
-    accuracy, reliability = compare_judges(start, judge, parts.held_out.label)
+    accuracy, reliability = compare_judges(start, judge, parts.held_out.label, parts.held_out.prompts)
     manifest, tail = parts.manifest, [row["loss"] for row in rows[-100:]]
     return {
         "recipe": recipe.name,
@@ -144,6 +144,7 @@ def _summarise(
         "judge": "step-aware" if recipe.judge.timestep_conditioning else "without timesteps",
         "num_pairs": len(parts.trainer.pairs),
         "num_held_out": len(parts.held_out),
+        "num_held_out_prompts": len(set(parts.held_out.prompts)),
         "num_decided": int((parts.held_out.label != 0.5).sum()),
         "accuracy": accuracy,
         "reliability": reliability,

@@ -23,7 +23,7 @@ from stepalign.config import public_name
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
 from stepalign.run_directory import device_name, versions
 from stepalign.sampling_record import sampling_of_generation, sampling_words
-from stepalign.statistics import bca_interval, cluster_means
+from stepalign.statistics import cluster_means, clusters_of, mean_interval
 
 PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
 
@@ -127,13 +127,13 @@ def _of_category(rows: list[ImageRow], columns: dict[str, list[float]], category
 
 
 def mean_over_prompts(rows: list[ImageRow], values: list[float]) -> dict[str, Any]:
-    """The mean of values, pictures averaged within their prompt first, and its 95 % interval over prompts (BCa).
+    """The mean of values, images averaged within their prompt first, and its 95 % interval over distinct prompts.
 
     One prompt has no interval.
     """
-    _, clusters = np.unique([row.prompt_index for row in rows], return_inverse=True)
+    clusters = clusters_of([row.prompt for row in rows])
     means = cluster_means(np.asarray(values, dtype=np.float64), clusters)
-    interval = list(bca_interval(means)) if len(means) > 1 else None
+    interval = list(mean_interval(means)) if len(means) > 1 else None
     return {"mean": float(means.mean()), "interval": interval, "num_prompts": len(means)}
 
 

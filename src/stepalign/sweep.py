@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from stepalign.checkpoint import write_text
@@ -28,7 +29,7 @@ from stepalign.job import SCORES, run
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.run_directory import Watcher, finished
-from stepalign.statistics import paired_difference
+from stepalign.statistics import cluster_means, clusters_of, paired_difference
 
 RESULTS, PAGE = "sweep.json", "sweep.md"
 Scores = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -96,8 +97,8 @@ def run_sweep(
 def collect(sweep: Sweep, output: Path) -> dict[str, Any]:
     """The tables of a sweep from the runs that are done, also written as sweep.json and sweep.md.
 
-    A row's gain is aligned less base over held-out prompts, averaged over seeds first, so that the intervals (BCa over
-    prompts) speak of new prompts and not of new seeds; the seeds' own gains stand beside them.
+    A row's gain is aligned less base over held-out prompts, averaged over seeds first, so that the intervals over
+    prompts speak of new prompts and not of new seeds; the seeds' own gains stand beside them.
     """
     results = {
         table: [_collect_row(sweep, output, row, recipe, next(iter(rows.values()))) for row, recipe in rows.items()]
@@ -167,15 +168,14 @@ def _gain(own: list[Scores], metric: str, first: list[Scores]) -> dict[str, Any]
 
 
 def run_scores(run_directory: Path) -> Scores:
-    """What a finished run's held-out prompts scored."""
+    """What a finished run's held-out prompts scored, each distinct prompt once."""
     rows = [json.loads(line) for line in (run_directory / SCORES).read_text(encoding="utf-8").splitlines()]
-    return {
-        metric: (
-            torch.tensor([row["base"][metric] for row in rows], dtype=torch.float64),
-            torch.tensor([row["aligned"][metric] for row in rows], dtype=torch.float64),
-        )
-        for metric in rows[0]["base"]
-    }
+    clusters = clusters_of([row["prompt"] for row in rows])
+
+    def means(side: str, metric: str) -> torch.Tensor:
+        return torch.from_numpy(cluster_means(np.array([row[side][metric] for row in rows], dtype=float), clusters))
+
+    return {metric: (means("base", metric), means("aligned", metric)) for metric in rows[0]["base"]}
 
 
 def _markdown(table: str, rows: list[dict[str, Any]]) -> str:

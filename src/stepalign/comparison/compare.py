@@ -1,6 +1,6 @@
 """Several models on the same prompts: means, paired differences, win rates and a ranking, all with intervals.
 
-Everything is paired: the pictures of a prompt are averaged first, intervals and p-values are taken over prompts.
+Everything is paired: the images of a prompt are averaged first, intervals and p-values are taken over distinct prompts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from stepalign.comparison.folders import (
     model_names,
     other_seeds,
     read_folder,
+    repeated_prompts,
     shared_scorers,
 )
 from stepalign.comparison_report import ComparedPrompt, comparison_markdown, write_comparison_report
 from stepalign.config import require
 from stepalign.protocols import ScorerRecord
 from stepalign.ranking import Strength, rank
-from stepalign.statistics import bca_interval, cluster_means, holm, paired_difference, sign_flip_p_value, win_rate
+from stepalign.shares import win_rate
+from stepalign.statistics import cluster_means, clusters_of, holm, mean_interval, paired_difference, sign_flip_p_value
 
 COMPARISON, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
 
@@ -130,8 +132,9 @@ def compare_folders(folders: list[Path], *, names: list[str] | None = None, base
     records, left_out, warnings = shared_scorers(parts)
     keys = sorted(read[0].pictures)
     numbers = list(read[0].prompts)
-    require(len(numbers) >= 2, "prompts", len(numbers), "at least two, for an interval")
-    clusters = np.unique([number for number, _ in keys], return_inverse=True)[1]
+    clusters = clusters_of([read[0].pictures[key].prompt for key in keys])
+    num_distinct = int(clusters.max()) + 1
+    require(num_distinct >= 2, "prompts", num_distinct, "at least two with different texts, for an interval")
     scores = {
         scorer: np.array([[part.scores[key][scorer] for key in keys] for part in parts.values()]) for scorer in records
     }
@@ -148,11 +151,11 @@ def compare_folders(folders: list[Path], *, names: list[str] | None = None, base
         num_pictures=len(keys),
         scorers=records,
         left_out=left_out,
-        warnings=warnings + other_seeds(parts),
+        warnings=warnings + other_seeds(parts) + repeated_prompts(len(numbers), num_distinct),
         scores={scorer: dict(zip(models, map(_mean, table), strict=True)) for scorer, table in means.items()},
         pairs=_pairs(scores, means, clusters, chosen=chosen, models=models),
         strengths=_strengths(scores, clusters, models) if len(models) > 2 else {},
-        categories=_by_category(means, [groups[number] for number in numbers], chosen=chosen, models=models),
+        categories=_by_category(scores, clusters, [groups[number] for number, _ in keys], chosen=chosen, models=models),
         prompts=_prompts(parts, keys, scores, groups),
     )
 
@@ -166,7 +169,7 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
 
 
 def _mean(values: np.ndarray) -> Mean:
-    return Mean(float(values.mean()), bca_interval(values))
+    return Mean(float(values.mean()), mean_interval(values))
 
 
 def _strengths(
@@ -208,14 +211,21 @@ def _pairs(
 
 
 def _by_category(
-    means: dict[str, np.ndarray], groups: list[str | None], *, chosen: list[tuple[int, int]], models: list[str]
+    scores: dict[str, np.ndarray],
+    clusters: np.ndarray,
+    groups: list[str | None],
+    *,
+    chosen: list[tuple[int, int]],
+    models: list[str],
 ) -> list[CategoryPair]:
+    """Differences among the images of each category; `groups` holds every image's, or None."""
     rows = []
     for category in sorted({group for group in groups if group is not None}):
         inside = np.array([group == category for group in groups])
-        for (base, other), (scorer, table) in itertools.product(chosen, means.items()):
-            gains = (table[other] - table[base])[inside]
-            interval = bca_interval(gains) if len(gains) > 1 else None
+        own = np.unique(clusters[inside], return_inverse=True)[1]
+        for (base, other), (scorer, table) in itertools.product(chosen, scores.items()):
+            gains = cluster_means((table[other] - table[base])[inside], own)
+            interval = mean_interval(gains) if len(gains) > 1 else None
             places = (category, len(gains), scorer, models[base], models[other])
             rows.append(CategoryPair(*places, float(gains.mean()), interval))
     return rows

@@ -160,6 +160,16 @@ def other_seeds(folders: dict[str, EvaluatedFolder]) -> list[str]:
     return warnings
 
 
+def repeated_prompts(num_prompts: int, num_distinct: int) -> list[str]:
+    """A warning where prompts with the same text are listed under several numbers."""
+    if num_distinct == num_prompts:
+        return []
+    return [
+        f"{num_prompts} prompts have {num_distinct} different texts: the same text is one prompt in means, intervals "
+        "and p-values"
+    ]
+
+
 def some(items: list[str]) -> str:
     """The first few of several things, and how many more there are."""
     more = len(items) - SHOWN

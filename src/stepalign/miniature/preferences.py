@@ -189,5 +189,5 @@ def train_spm(
         for step in range(num_steps):
             loss += 0.01 * (float(trainer.step()["loss"]) - loss)
             progress("spm", step + 1, num_steps, loss)
-        accuracy, _ = compare_judges(start, measure(), held_out.label)
+        accuracy, _ = compare_judges(start, measure(), held_out.label, held_out.prompts)
     return {"spm_loss": loss, "accuracy": accuracy}
