@@ -24,9 +24,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from stepalign.models import adapters as adapters_module
-from stepalign.models.adapters import find_adapter, load_adapters, replace_unet, split_scale
+from stepalign.models.adapters import find_adapter, load_adapters, split_scale
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
+from stepalign.models.unet import replace_unet
 
 # Which file
 
@@ -69,16 +70,32 @@ def test_a_folders_adapter_is_the_usual_file_or_the_only_one(tmp_path: Path) -> 
 
 
 def test_what_is_no_adapter_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "lora.bin").touch()
+    (tmp_path / "lora.ckpt").touch()
     (tmp_path / "empty").mkdir()
     for name, complaint in (
         ("nowhere", "there is no file or folder 'nowhere', and it is not a hub id"),
         ("/nowhere/at/all", "there is no file or folder '/nowhere/at/all'"),
-        (str(tmp_path / "lora.bin"), "is no .safetensors file"),
+        (str(tmp_path / "lora.ckpt"), "is no .safetensors or .bin file; a .ckpt may hold programs .*: convert it"),
         (str(tmp_path / "empty"), "has no pytorch_lora_weights.safetensors; of a run give the folder adapter/"),
     ):
         with pytest.raises(ValueError, match=rf"^adapters: .*{complaint}"):
             find_adapter(name)
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors", "other.safetensors"], "adapter_model.safetensors"),
+        (["adapter_model.bin", "optimizer.bin"], "adapter_model.bin"),
+        (["pytorch_lora_weights.bin"], "pytorch_lora_weights.bin"),
+        (["webui.safetensors", "pytorch_lora_weights.bin"], "webui.safetensors"),
+        ([FILE, "kohya.safetensors"], FILE),
+    ],
+)
+def test_of_the_known_names_the_safest_is_the_adapter(there: list[str], chosen: str, tmp_path: Path) -> None:
+    for name in there:
+        (tmp_path / name).touch()
+    assert find_adapter(str(tmp_path)) == tmp_path / chosen
 
 
 @pytest.mark.parametrize(

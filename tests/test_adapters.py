@@ -165,14 +165,18 @@ def with_one(tensors: dict[str, Tensor], beginning: str, *shape: int) -> dict[st
 
 DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
     "nothing": (lambda lora: {}, "holds nothing; the LoRA layouts that can be read are"),
-    "no prefix": (lambda lora: {key.removeprefix("unet."): v for key, v in lora.items()}, "holds .*lora_A.weight; the"),
-    "a whole model": (lambda lora: {"conv_in.weight": torch.ones(2, 2)}, "holds conv_in.weight; the LoRA layouts"),
-    "DoRA": (lambda lora: lora | {"unet.mid_block.dora_scale": torch.ones(2)}, "holds unet.mid_block.dora_scale"),
+    "other tensors": (lambda lora: lora | {"step": torch.ones(1)}, "holds step; the LoRA layouts that can be read are"),
+    "a whole UNet": (lambda lora: {"conv_in.weight": torch.ones(2, 2)}, "is a whole UNet; give .* with --unet"),
     "a UNet's B missing": (lambda lora: without(lora, "unet.", "lora_B.weight"), "it has no weights for .*lora_B"),
-    "a text encoder's A missing": (lambda lora: without(lora, "text_encoder.", "lora_A.weight"), "its layers take"),
-    "a UNet's shape": (lambda lora: with_one(lora, "unet.", 2, 7), "size mismatch"),
-    "a text encoder's shape": (lambda lora: with_one(lora, "text_encoder.", 2, 7), "does not fit"),
+    "a text encoder's A missing": (
+        lambda lora: without(lora, "text_encoder.", "lora_A.weight"),
+        "it has no weights for text_encoder.*lora_A",
+    ),
+    "a UNet's shape": (lambda lora: with_one(lora, "unet.", 2, 7), "size mismatch at unet"),
+    "a text encoder's shape": (lambda lora: with_one(lora, "text_encoder.", 2, 7), "size mismatch at text"),
     "an unknown layer": (lambda lora: lora | {"unet.attic.to_q.lora_A.weight": torch.ones(2, 8)}, "unet.attic.to_q"),
+    "not finite": (lambda lora: lora | {next(iter(lora)): torch.full((2, 2), torch.nan)}, "lora_A.weight .*not finite"),
+    "quantised": (lambda lora: lora | {next(iter(lora)): torch.ones(2, 2, dtype=torch.int8)}, "int8 numbers"),
     "another text encoder's": (
         lambda lora: lora | {"text_encoder_2.encoder.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(2, 16)},
         "1 of its .* tensors have no place in it: text_encoder_2",
@@ -195,7 +199,7 @@ def test_a_file_that_does_not_fit_whole_is_refused(
 
 def test_a_layer_that_kohyas_layout_cannot_name_is_refused(tiny_sd: BaseModel, tmp_path: Path) -> None:
     tensors = kohya_layout(factors(tiny_sd, "unet"), lambda number: 1.0)
-    for key, what in (("lora_unet_attic.lora_mid.weight", "attic"), ("lora_te2_attic.lora_down.weight", "attic")):
+    for key, what in (("lora_unet_attic.lora_up.weight", "attic"), ("lora_te2_attic.lora_down.weight", "attic")):
         path = written(tmp_path / "kohya.safetensors", tensors | {key: torch.ones(2, 2)})
         with pytest.raises(ValueError, match=rf"^adapters: .*{what}"):
             load_adapters(copy.deepcopy(tiny_sd), [(path, 1.0)])

@@ -229,7 +229,10 @@ def test_a_saved_adapter_makes_the_pipeline_predict_as_the_policy(
 ) -> None:
     policy = copied_policy(tiny_sd, guidance_scale=1.0, trained=True)
     tiny_sd.save_adapter(tmp_path / "adapter", getattr(policy, which))
-    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "kohya.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ]
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, safety_checker=None)
     x_t, t, cond = latents(), torch.tensor([951, 1]), tiny_sd.encode(["a cat", "a dog"])
     with torch.no_grad():

@@ -190,7 +190,10 @@ def test_a_saved_adapter_makes_the_pipeline_predict_as_the_policy(
 ) -> None:
     policy = copied_policy(tiny_sdxl, guidance_scale=1.0, trained=True)
     tiny_sdxl.save_adapter(tmp_path / "adapter", policy.adapter)
-    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "kohya.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ]
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl_folder)
     pipe.load_lora_weights(tmp_path / "adapter")
     x_t, t, cond = latents(), torch.tensor([951, 1]), tiny_sdxl.encode(["a cat", "a dog"])

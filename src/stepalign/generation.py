@@ -28,8 +28,9 @@ from stepalign.config import require, to_plain
 from stepalign.images import open_image
 from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
 from stepalign.metrics.picture_metric import to_pictures
-from stepalign.models.adapters import find_adapter, load_adapters, replace_unet, split_scale
+from stepalign.models.adapters import adapter_digest, load_adapters, split_scale
 from stepalign.models.base import BaseModel
+from stepalign.models.unet import replace_unet
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork
 from stepalign.recipes import SDXL_VAE, FrozenModel, local_path
@@ -57,8 +58,8 @@ class Generation:
     eta: float = 0.0
     """DDIM noise; 0 is the deterministic sampling that the papers evaluate with, 1 ancestral sampling."""
     adapters: tuple[str, ...] = ()
-    """LoRA adapters on top, PATH or PATH:SCALE: a run's adapter/ folder, a .safetensors file in the layout of diffusers
-    or kohya, or a hub id. Scale 1, the default, is the adapter as trained, 0 leaves it out."""
+    """LoRA adapters on top, PATH or PATH:SCALE: a run's adapter/ folder, a PEFT folder, a .safetensors or .bin file in
+    the layout of diffusers, PEFT or kohya, or a hub id. Scale 1, the default, is as trained, 0 leaves it out."""
     unet: str | None = None
     """A fine-tuned UNet, a diffusers folder or hub id, in place of the model's own."""
     num_images: int = 1
@@ -234,9 +235,7 @@ def _settings(choice: Generation, rows: list[ImageRow]) -> dict[str, Any]:
     """All that decides the pictures, as plain values; adapters by what their files hold."""
     adapters = []
     for name, scale in map(split_scale, choice.adapters):
-        with find_adapter(name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        adapters.append({"name": local_path(name), "scale": scale, "sha256": digest})
+        adapters.append({"name": local_path(name), "scale": scale, "sha256": adapter_digest(name)})
     listed = json.dumps([[row.prompt, row.category] for row in rows])
     return {
         **to_plain(choice),

@@ -3,7 +3,8 @@
 recipe.yaml      the resolved recipe; `stepalign train recipe.yaml` runs it again
 metrics.jsonl    a row per round
 checkpoint.pt    what the same command goes on from
-adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`
+adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`, and kohya.safetensors, the same
+                 adapter for ComfyUI and A1111
 guard.jsonl      held-out scores during training, where the recipe has a guard
 scores.jsonl     a row per held-out prompt: what the base and the aligned model scored
 summary.json     held-out scores, base against aligned, with intervals; work done

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning, cat
+from stepalign.models.lora_files import write_lora
 from stepalign.sampler import NoiseSchedule
 
 ENCODE_BATCH = 64
@@ -38,6 +39,8 @@ class Family:
     """(pipeline, (height, width) in pixels) -> what guidance points away from, None for the encoded empty prompt."""
     honours_force_upcast: bool
     """Whether a VAE whose config says `force_upcast` stays in float32 when the model is in half precision."""
+    lora_version: Callable[[DiffusionPipeline], Mapping[str, str]]
+    """(pipeline) -> the metadata by which A1111 knows which models a kohya LoRA is for."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments to the pipeline's loaders."""
 
@@ -54,6 +57,8 @@ class BaseModel:
     """The text encoders: a row of conditioning per prompt."""
     negative_row: Conditioning | None = None
     """What guidance points away from; None for the encoded empty prompt."""
+    lora_version: Mapping[str, str] = field(default_factory=dict)
+    """Metadata of a kohya LoRA of this model."""
     num_encoded: int = field(default=0, init=False)
     """Prompts run through the text encoders so far; each distinct prompt runs once until it is forgotten."""
     _rows: dict[str, Conditioning] = field(default_factory=dict, init=False, repr=False)
@@ -123,8 +128,9 @@ class BaseModel:
         )
 
     def save_adapter(self, folder: Path, weights: dict[str, Tensor]) -> None:
-        """Write `pytorch_lora_weights.safetensors`, loadable by `pipe.load_lora_weights(folder)`."""
-        self.pipeline.save_lora_weights(str(folder), unet_lora_layers=weights, safe_serialization=True)
+        """Write `pytorch_lora_weights.safetensors`, loadable by `pipe.load_lora_weights(folder)`, and beside it
+        `kohya.safetensors`, the same adapter for ComfyUI and A1111."""
+        write_lora(folder, weights, version=dict(self.lora_version))
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "b l"]:

@@ -82,6 +82,7 @@ def _model(
         name,
         encode_text=partial(family.encode_text, pipeline, size),
         negative_row=family.negative(pipeline, size),
+        lora_version=family.lora_version(pipeline),
     )
 
 

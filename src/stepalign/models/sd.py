@@ -15,6 +15,13 @@ def encode_text(pipeline: DiffusionPipeline, size: tuple[int, int], prompts: lis
     return Conditioning(pipeline.text_encoder(ids).last_hidden_state)
 
 
+def lora_version(pipeline: DiffusionPipeline) -> dict[str, str]:
+    """Kohya's metadata for Stable Diffusion 2.x, whose text encoder is 1024 wide, or 1.x."""
+    if pipeline.unet.config.cross_attention_dim == 1024:
+        return {"ss_v2": "True"}
+    return {"ss_base_model_version": "sd_v1"}
+
+
 FAMILY = Family(
     name="Stable Diffusion 1.x and 2.x",
     pipeline=StableDiffusionPipeline,
@@ -24,5 +31,6 @@ FAMILY = Family(
     encode_text=encode_text,
     negative=lambda pipeline, size: None,
     honours_force_upcast=False,
+    lora_version=lora_version,
     options={"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False},
 )

@@ -49,4 +49,5 @@ FAMILY = Family(
     encode_text=encode_text,
     negative=negative,
     honours_force_upcast=True,
+    lora_version=lambda pipeline: {"ss_base_model_version": "sdxl_base_v1-0"},
 )

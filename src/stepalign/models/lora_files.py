@@ -1,0 +1,86 @@
+"""Files of LoRA adapters: which of a folder's files it is, its tensors and settings, and the two that a run writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import convert_state_dict_to_kohya
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stepalign.checkpoint import replacing
+from stepalign.parsing import parse_json, read_text
+from stepalign.tensor_files import read_header, read_tensors
+
+LORA_FILES = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.bin",
+    "adapter_model.bin",
+)
+"""The adapter among a folder's files: diffusers' before PEFT's, pickled ones only where there is no other."""
+KOHYA_FILE = "kohya.safetensors"
+"""A run's adapter under the names that ComfyUI and A1111 read."""
+PEFT_CONFIG = "adapter_config.json"
+METADATA = "lora_adapter_metadata"
+"""Where diffusers keeps ranks and alphas in a safetensors file."""
+
+
+def choose_lora(name: str, files: list[str]) -> str:
+    """The adapter among the files of a folder or repository; raises ValueError when there is none, or no telling."""
+    there = sorted(file for file in files if file.endswith((".safetensors", ".bin")))
+    safetensors = [file for file in there if file.endswith(".safetensors")]
+    for file in LORA_FILES[:2]:
+        if file in there:
+            return file
+    if len(safetensors) == 1:
+        return safetensors[0]
+    for file in LORA_FILES[2:]:
+        if file in there and not safetensors:
+            return file
+    if not safetensors:
+        raise ValueError(f"adapters: {name!r} has no {LORA_FILES[0]}; of a run give the folder adapter/")
+    raise ValueError(f"adapters: {name!r} has several .safetensors files; give one: {', '.join(safetensors)}")
+
+
+def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and settings of an adapter's file: diffusers' metadata, else the adapter_config.json beside PEFT's file.
+
+    Raises ValueError, one line, for a file that is damaged.
+    """
+    tensors = read_tensors(file)
+    if file.suffix == ".safetensors" and (text := read_header(file)[1].get(METADATA)):
+        return tensors, _settings(text, f"the {METADATA} of {file}")
+    config = settings_file(file)
+    return tensors, {} if config is None else _settings(read_text(config, "settings"), str(config))
+
+
+def settings_file(file: Path) -> Path | None:
+    """The adapter_config.json that goes with an adapter's file, if it is one of PEFT's."""
+    config = file.with_name(PEFT_CONFIG)
+    return config if file.name.startswith("adapter_model.") and config.is_file() else None
+
+
+def write_lora(folder: Path, weights: dict[str, Tensor], *, version: dict[str, str]) -> None:
+    """Write a UNet's LoRA, B A of alpha = rank, for diffusers and under the names of kohya, each file whole or not.
+
+    `weights` are named as in peft (MODULE.lora_A.weight); `version`, kohya's metadata, tells which models it is for. It
+    has one entry: safetensors writes several in an order that differs from process to process.
+    """
+    assert len(version) == 1
+    tensors = {f"unet.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
+    with replacing(folder / LORA_FILES[0]) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    kohya = {key: value.contiguous() for key, value in convert_state_dict_to_kohya(tensors).items()}
+    kohya |= {key: value.to(torch.float32) for key, value in kohya.items() if key.endswith(".alpha")}
+    with replacing(folder / KOHYA_FILE) as temporary:
+        save_file(kohya, temporary, metadata=version)
+
+
+def _settings(text: str, where: str) -> dict[str, Any]:
+    found = parse_json(text, where)
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is no table of settings")
+    return found
