@@ -47,9 +47,11 @@ def level(image: Image.Image) -> float:
 class Spy:
     """A scorer whose number is the picture's mean level, a thousand more for every letter of a prompt it needs."""
 
-    def __init__(self, name: str, *, needs_prompt: bool) -> None:
+    def __init__(self, name: str, *, needs_prompt: bool, weights: str = "") -> None:
         given = {"preprocessing": "none", "scale": f"levels of {name}", "needs_prompt": needs_prompt}
-        self.record = scorer_record(name, weights="owner/levels", files=[], tensors={name: torch.zeros(1)}, **given)
+        self.record = scorer_record(
+            name, weights="owner/levels", files=[], tensors={name + weights: torch.zeros(1)}, **given
+        )
         self.shown: list[tuple[float, str]] = []
         self.batches: list[int] = []
 
@@ -74,8 +76,8 @@ class Spies:
         self.loaded: list[tuple[str, Spy]] = []
 
     def load(self, entry: str, *, device: str) -> Scorer:
-        name = entry.partition("=")[0]
-        self.loaded.append((entry, Spy(name, needs_prompt=name != "aesthetic")))
+        name, _, weights = entry.partition("=")
+        self.loaded.append((entry, Spy(name, needs_prompt=name != "aesthetic", weights=weights)))
         return self.loaded[-1][1]
 
     @property

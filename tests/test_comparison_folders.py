@@ -193,7 +193,7 @@ def test_one_prompt_is_too_few(tmp_path: Path) -> None:
         ("{", "is not valid JSON"),
         ("[]", "has no scorers"),
         ('{"scorers": {}}', "has no scorers"),
-        ('{"scorers": {"s": {"name": "s"}}}', "the record of s must have"),
+        ('{"scorers": {"s": {"name": "s"}}}', "the record of s cannot be read: it has no weights"),
         (
             json.dumps({"scorers": {"s": asdict(RECORD)}, "generation": 3}),
             "generation must be an object or null, got 3",

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scored import PROMPTS, evaluate, save_pictures, spies
 
+from stepalign.identity import values_digest
 from stepalign.manifest import ImageRow, read_manifest, read_scores
 from stepalign.result_card import Scored, card, mean_over_prompts, write_results
 from stepalign.run_directory import device_name, versions
@@ -29,7 +30,7 @@ RECORD = {"weights": "owner/model", "sha256": "0123456789abcdef" * 4, "preproces
 
 def written(folder: Path, rows: list[ImageRow], columns: dict[str, list[float]], **given: Any) -> dict[str, Any]:
     """The results of columns, all by one scorer, for pictures of one style."""
-    scored = Scored(columns, {name: dict(RECORD) for name in columns}, dict.fromkeys(columns, "ab"))
+    scored = Scored(columns, {name: dict(RECORD) for name in columns})
     style = [{"high_frequency_share": float(index)} for index in range(len(rows))]
     return write_results(folder, rows, scored, style, **{"pictures": "digest", "name": None, "device": "cpu"}, **given)
 
@@ -89,7 +90,7 @@ def test_all_files_hold_the_same_numbers(evaluated: tuple[Path, dict[str, Any]])
     assert summary.items() <= results.items()
     assert [*summary] == ["name", "num_prompts", "num_images", "scores", "style", "by_category"]
     columns = ["pickscore", "aesthetic", "pickscore-wrong-prompt"]
-    for part in ("scores", "scorers", "asked_sha256"):
+    for part in ("scores", "scorers", "scores_sha256"):
         assert [*results[part]] == columns
     for name in columns:
         values = np.array([line.scores[name] for line in scored]).reshape(3, 2).mean(1)
@@ -107,7 +108,8 @@ def test_the_results_say_what_was_scored_on_what(evaluated: tuple[Path, dict[str
     assert results["pictures_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
     assert (results["device"], results["versions"]) == (device_name(torch.device("cpu")), versions())
     assert results["generation"] is None
-    assert results["asked_sha256"]["pickscore-wrong-prompt"] == hashlib.sha256(b"pickscore").hexdigest()
+    scores = [line.scores["pickscore-wrong-prompt"] for line in read_scores(folder)]
+    assert results["scores_sha256"]["pickscore-wrong-prompt"] == values_digest(scores)
     assert results["scorers"]["aesthetic"]["needs_prompt"] is False
 
 

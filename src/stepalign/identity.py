@@ -68,6 +68,14 @@ def file_digest(path: Path) -> str:
     return files_digest([path])
 
 
+def ordered_files_digest(paths: Iterable[Path]) -> str:
+    """The digest of many files in an order of their own, such as a folder's images by its manifest."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(bytes.fromhex(file_digest(path)))
+    return digest.hexdigest()
+
+
 def text_digest(texts: list[str]) -> str:
     """The digest of texts in their order, such as prompts."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.config import require
+from stepalign.identity import file_digest, ordered_files_digest
 from stepalign.images import open_image
 from stepalign.manifest import ImageRow, read_manifest
 from stepalign.metrics.colour_head import COLOUR_MODEL, ColourHead
@@ -98,7 +99,9 @@ def measure_sets(
         other = features_of(choice.reference, reference, network, choice.batch_size, watcher)
         drift["cmmd"] = {"value": cmmd(own, other), "features": asdict(network.record)}
     if drift and choice.reference is not None:
-        found["drift"] = {"reference": choice.reference.resolve().name, "num_images": len(reference), **drift}
+        images = ordered_files_digest([choice.reference / row.file for row in reference])
+        found["drift"] = {"reference": choice.reference.resolve().name, "reference_sha256": images}
+        found["drift"] |= {"num_images": len(reference), **drift}
     if choice.geneval:
         found["geneval"] = geneval(folder, rows, choice, device=device, watcher=watcher)
     return found
@@ -143,12 +146,18 @@ def geneval(
         verdicts = _verdicts(folder, rows, prompts, detector, head, choice.batch_size, watcher)
         label, records = detector.label, [detector.record, head.record]
     summary = summarise(verdicts, detector=label)
+    made_elsewhere = {} if records else {"detections_sha256": file_digest(Path(choice.detector))}
     failures = [
         {"file": row.file, "prompt": row.prompt, "reasons": list(verdict.reasons)}
         for row, verdict in zip(rows, verdicts, strict=True)
         if not verdict.correct
     ]
-    return {"name": summary.name, **asdict(summary), "records": list(map(asdict, records)), "failures": failures}
+    return {
+        "name": summary.name,
+        **asdict(summary),
+        "records": list(map(asdict, records)),
+        "failures": failures,
+    } | made_elsewhere
 
 
 def geneval_prompts(folder: Path, rows: list[ImageRow]) -> list[GenEvalPrompt]:

@@ -20,12 +20,15 @@ import torch
 
 from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
+from stepalign.identity import values_digest
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
 from stepalign.run_directory import device_name, versions
 from stepalign.sampling_record import sampling_of_generation, sampling_words
 from stepalign.statistics import cluster_means, clusters_of, mean_interval
 
 PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
+WRONG = "-wrong-prompt"
+"""Ends the name of a scorer's column in which every picture was scored with another prompt's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,16 @@ class Scored:
     columns: dict[str, list[float]]
     records: dict[str, dict[str, Any]]
     """The scorer of each column."""
-    asked: dict[str, str]
-    """The SHA-256 of how each column's scorer was asked for, which may be a path on this machine."""
+
+    def add(self, column: str, scores: list[float], record: dict[str, Any]) -> None:
+        """Add a column; those of wrong prompts stay behind the others."""
+        self.columns[column], self.records[column] = scores, record
+        for name in [name for name in self.columns if name.endswith(WRONG)]:
+            self.columns[name], self.records[name] = self.columns.pop(name), self.records.pop(name)
+
+    def remove(self, column: str) -> None:
+        """Take a column out."""
+        del self.columns[column], self.records[column]
 
 
 def write_results(
@@ -69,7 +80,7 @@ def write_results(
         **summary,
         **(more or {}),
         "scorers": scored.records,
-        "asked_sha256": scored.asked,
+        "scores_sha256": {column: values_digest(values) for column, values in columns.items()},
         "prompts_sha256": prompts_sha256(rows),
         "pictures_sha256": pictures,
         "generation": read_generation(folder),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stepalign.clip import first_line
 from stepalign.config import require
+from stepalign.identity import ordered_files_digest, values_digest
 from stepalign.images import open_image
 from stepalign.manifest import (
     EVALUATION,
@@ -20,15 +20,15 @@ from stepalign.manifest import (
     write_scores,
 )
 from stepalign.metrics.load import score_pictures
+from stepalign.metrics.record import read_record, record_differences
 from stepalign.metrics.style import style_of, wrong_prompts
+from stepalign.parsing import parse_json, read_text
 from stepalign.picture_sets import SETS, PictureSets, measure_sets
-from stepalign.protocols import Scorer
-from stepalign.result_card import Scored, prompts_sha256, read_generation, write_results
+from stepalign.protocols import Scorer, ScorerRecord
+from stepalign.result_card import WRONG, Scored, prompts_sha256, read_generation, write_results
 from stepalign.run_directory import Silence, Watcher
 from stepalign.scorers import load_scorer, scorer_entries
 
-WRONG = "-wrong-prompt"
-"""Ends the name of a scorer's column in which every picture was scored with another prompt's text."""
 NAMED = 10
 """The most bad pictures that an error lists."""
 
@@ -58,9 +58,10 @@ def evaluate_folder(
 ) -> dict[str, Any]:
     """Score a folder's pictures and return what results.json says.
 
-    A scorer that has scored these very pictures and prompts from the same weights' name is not run again; one scorer is
-    in memory at a time, and its scores are written before the next begins. Raises ValueError before any scoring for
-    scorers that are not known and for pictures that are missing or cannot be read, which it counts and names.
+    A scorer whose weights, config and tokenizer have scored these very pictures and prompts does not score again; one
+    scorer is in memory at a time, and its scores are written before the next begins. Raises ValueError before any
+    scoring for scorers that are not known and for pictures that are missing or cannot be read, which it counts and
+    names.
     """
     watcher = watcher or Silence()
     entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
@@ -69,41 +70,37 @@ def evaluate_folder(
         read_manifest(scoring.sets.reference)
     read_generation(folder)  # these two are refused before the work, not after it
     pictures, style = inspect(folder, rows, watcher)
-    scored, more = _before(folder, rows, pictures)
+    scored, more = _before(folder, rows, pictures, watcher)
     given: dict[str, Any] = {"pictures": pictures, "name": name, "device": scoring.device, "more": more}
-    for column, (entry, prompts) in _columns(entries, rows, wrong=scoring.wrong_prompts).items():
-        asked = hashlib.sha256(entry.encode()).hexdigest()
-        if scored.asked.get(column) == asked:
-            watcher.note(f"{column}: scored before")
-            continue
-        if prompts is not None and not scored.records[column.removesuffix(WRONG)]["needs_prompt"]:
-            continue
+    own = [row.prompt for row in rows]
+    others = wrong_prompts(own, seed=0) if scoring.wrong_prompts and entries else None
+    for scorer_name, entry in entries.items():
         scorer = load_scorer(entry, device=scoring.device)
-        scores = _score(folder, rows, scorer, prompts or [row.prompt for row in rows], scoring, watcher)
-        if column in scored.columns:  # what other weights gave, which a stop must not leave beside the new scores
-            for part in (scored.columns, scored.records, scored.asked):
-                del part[column]
+        for column, prompts in _columns(scorer_name, scorer, own, others):
+            if not _is_due(scored, column, scorer.record, watcher):
+                continue
+            scores = _score(folder, rows, scorer, prompts, scoring, watcher)
+            if column in scored.columns:  # another scorer's, which a stop must not leave beside the new scores
+                scored.remove(column)
+                write_results(folder, rows, scored, style, **given)
+            scored.add(column, scores, asdict(scorer.record))
+            write_scores(folder, _rows(rows, scored.columns))
             write_results(folder, rows, scored, style, **given)
-        scored.columns[column] = scores
-        scored.records[column], scored.asked[column] = asdict(scorer.record), asked
-        write_scores(folder, _rows(rows, scored.columns))
-        write_results(folder, rows, scored, style, **given)
         del scorer  # before the next is loaded
     given["more"] |= measure_sets(folder, rows, scoring.sets, device=scoring.device, watcher=watcher)
     return write_results(folder, rows, scored, style, **given)
 
 
 def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, list[dict[str, float]]]:
-    """The SHA-256 of a folder's pictures in the order of its manifest, and each one's style.
+    """The digest of a folder's pictures in the order of its manifest, and each one's style.
 
     Raises ValueError that counts the pictures which cannot be read and names the first of them.
     """
-    digest, style, problems = hashlib.sha256(), [], []
+    style, problems = [], []
     for number, row in enumerate(rows, 1):
         path = folder / row.file
         try:
             style.append(style_of(open_image(path)))
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
         except ValueError as error:
             problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
         watcher.phase("inspect", number, len(rows))
@@ -112,16 +109,25 @@ def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, 
         raise ValueError(
             f"{len(problems)} of {len(rows)} pictures of {folder} cannot be scored: {'; '.join(problems[:NAMED])}{more}"
         )
-    return digest.hexdigest(), style
+    return ordered_files_digest([folder / row.file for row in rows]), style
 
 
-def _columns(entries: dict[str, str], rows: list[ImageRow], *, wrong: bool) -> dict[str, tuple[str, list[str] | None]]:
-    """Every column to be filled: its scorer as asked for, and the prompts, None for the pictures' own."""
-    columns: dict[str, tuple[str, list[str] | None]] = {name: (entry, None) for name, entry in entries.items()}
-    if wrong:
-        others = wrong_prompts([row.prompt for row in rows], seed=0)
-        columns |= {f"{name}{WRONG}": (entry, others) for name, entry in entries.items()}
-    return columns
+def _columns(name: str, scorer: Scorer, own: list[str], others: list[str] | None) -> list[tuple[str, list[str]]]:
+    """The columns that a scorer fills, with the prompts of each: the pictures' own, and others where wanted."""
+    wrong = [] if others is None or not scorer.record.needs_prompt else [(f"{name}{WRONG}", others)]
+    return [(name, own), *wrong]
+
+
+def _is_due(scored: Scored, column: str, record: ScorerRecord, watcher: Watcher) -> bool:
+    """Whether a column is to be filled: it is not there, or is of another scorer."""
+    if column not in scored.columns:
+        return True
+    different = record_differences(record, read_record(scored.records[column]))
+    if different:
+        watcher.note(f"{column}: scored before by another scorer (its {different[0]} differs); scoring again")
+    else:
+        watcher.note(f"{column}: scored before")
+    return bool(different)
 
 
 def _score(
@@ -141,25 +147,35 @@ def _score(
     return scores
 
 
-def _before(folder: Path, rows: list[ImageRow], pictures: str) -> tuple[Scored, dict[str, Any]]:
+def _before(folder: Path, rows: list[ImageRow], pictures: str, watcher: Watcher) -> tuple[Scored, dict[str, Any]]:
     """What an earlier evaluation of the very same pictures and prompts found, and what it measured beside the scores;
-    nothing of others."""
-    nothing = Scored({}, {}, {})
+    nothing of others, and nothing of files that are damaged."""
     if not (folder / EVALUATION).is_file():
-        return nothing, {}
-    earlier = json.loads((folder / EVALUATION).read_text(encoding="utf-8"))
-    if earlier.get("pictures_sha256") != pictures or earlier.get("prompts_sha256") != prompts_sha256(rows):
-        return nothing, {}
-    more = {name: earlier[name] for name in SETS if name in earlier}
+        return Scored({}, {}), {}
+    try:
+        earlier = parse_json(read_text(folder / EVALUATION, EVALUATION), EVALUATION)
+        if earlier.get("pictures_sha256") != pictures or earlier.get("prompts_sha256") != prompts_sha256(rows):
+            return Scored({}, {}), {}
+        return _reusable(folder, rows, earlier), {name: earlier[name] for name in SETS if name in earlier}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        watcher.note(f"the earlier evaluation of {folder} cannot be read, scoring again: {first_line(error)}")
+        return Scored({}, {}), {}
+
+
+def _reusable(folder: Path, rows: list[ImageRow], earlier: dict[str, Any]) -> Scored:
+    """The columns of scores.jsonl that an evaluation has a record of, and that are as it left them."""
+    scored = Scored({}, {})
     if not (folder / SCORES).is_file():
-        return nothing, more
+        return scored
     scores = read_scores(folder)
     if [(row.key, row.prompt) for row in scores] != [(row.key, row.prompt) for row in rows]:
-        return nothing, {}
-    names = [name for name in scores[0].scores if name in earlier["asked_sha256"]]  # a stop can leave one without
-    columns = {name: [row.scores[name] for row in scores] for name in names}
-    records, asked = ({name: earlier[part][name] for name in names} for part in ("scorers", "asked_sha256"))
-    return Scored(columns, records, asked), more
+        return scored
+    for name in (name for name in scores[0].scores if name in earlier["scorers"]):  # a stop can leave one without
+        column = [row.scores[name] for row in scores]
+        if earlier.get("scores_sha256", {}).get(name) in (None, values_digest(column)):
+            read_record(earlier["scorers"][name])
+            scored.add(name, column, earlier["scorers"][name])
+    return scored
 
 
 def _rows(rows: list[ImageRow], columns: dict[str, list[float]]) -> list[ScoredRow]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from stepalign.config import require
+from stepalign.identity import ordered_files_digest, values_digest
 from stepalign.manifest import EVALUATION, MANIFEST, SCORES, ImageRow, ScoredRow, read_manifest, read_scores
+from stepalign.metrics.record import read_record, record_differences
 from stepalign.protocols import ScorerRecord
 
-DECISIVE = ("sha256", "preprocessing", "scale", "needs_prompt")
-"""Fields of a scorer's record that must agree for its numbers to mean the same."""
 SHOWN = 3
 """Places that an error names of many."""
 AGAIN = "run `stepalign evaluate` on the folder again"
@@ -58,6 +58,7 @@ def read_folder(path: Path) -> EvaluatedFolder:
     files = [row.file for row in pictures.values() if not (path / row.file).is_file()]
     _none(files, "files that are missing", path, "put it back, or generate and evaluate again")
     _check_scores(rows, records, path)
+    _check_unchanged(path, evaluation, [path / row.file for row in pictures.values()], rows)
     scores = {key: rows[key].scores for key in pictures}
     return EvaluatedFolder(path, name if isinstance(name, str) else None, pictures, scores, records, generation)
 
@@ -197,10 +198,12 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def _record(values: Any, scorer: str, path: Path) -> ScorerRecord:
-    names = {field.name for field in fields(ScorerRecord)}
-    if not isinstance(values, dict) or set(values) != names or not isinstance(values["libraries"], dict):
-        raise ValueError(f"{path / EVALUATION}: the record of {scorer} must have {', '.join(sorted(names))}; {AGAIN}")
-    return ScorerRecord(**values)
+    try:
+        if not isinstance(values, dict) or not isinstance(values.get("libraries", {}), dict):
+            raise ValueError("it is no object with its libraries")
+        return read_record(values)
+    except ValueError as error:
+        raise ValueError(f"{path / EVALUATION}: the record of {scorer} cannot be read: {error}; {AGAIN}") from error
 
 
 def _check_scores(rows: dict[Key, ScoredRow], records: dict[str, ScorerRecord], path: Path) -> None:
@@ -210,6 +213,16 @@ def _check_scores(rows: dict[Key, ScoredRow], records: dict[str, ScorerRecord], 
     for scorer in records:
         absent = [picture_name(key) for key, row in rows.items() if scorer not in row.scores]
         _none(absent, f"pictures without a score by {scorer}", file, AGAIN)
+
+
+def _check_unchanged(path: Path, evaluation: dict[str, Any], images: list[Path], rows: dict[Key, ScoredRow]) -> None:
+    """Raise ValueError when images or scores are not those that the evaluation left; older ones may not say."""
+    if evaluation.get("pictures_sha256") not in (None, ordered_files_digest(images)):
+        raise ValueError(f"{path}: its images are not those that were scored; {AGAIN}")
+    digests = evaluation.get("scores_sha256")
+    for scorer, digest in (digests if isinstance(digests, dict) else {}).items():
+        if digest != values_digest([row.scores.get(scorer) for row in rows.values()]):
+            raise ValueError(f"{path / SCORES}: its scores by {scorer} are not those that were written; {AGAIN}")
 
 
 def _none(items: Iterable[str], what: str, where: Path, advice: str) -> None:
@@ -226,13 +239,12 @@ def _order_advice(ours: dict[int, str], theirs: dict[int, str]) -> str:
 
 
 def _check_record(ours: ScorerRecord, theirs: ScorerRecord, first: str, name: str) -> None:
-    for field in DECISIVE:
+    for field in record_differences(ours, theirs):
         here, there = asdict(ours)[field], asdict(theirs)[field]
-        if here != there:
-            raise ValueError(
-                f"{ours.name}: its {field} is {here!r} in {first} and {there!r} in {name}; numbers of different scorers"
-                " cannot be compared: evaluate both folders with one"
-            )
+        raise ValueError(
+            f"{ours.name}: its {field} is {here!r} in {first} and {there!r} in {name}; numbers of different scorers"
+            " cannot be compared: evaluate both folders with one"
+        )
 
 
 def _other_libraries(ours: ScorerRecord, theirs: ScorerRecord, first: str, name: str) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +14,8 @@ from stepalign.identity import Identity, files_digest, tensors_digest, values_di
 from stepalign.protocols import ScorerRecord
 
 LIBRARIES = ("stepalign", "torch", "transformers", "pillow")
+DECISIVE = ("preprocessing", "scale", "needs_prompt")
+"""Fields of a record, beside those of weights, that decide what its numbers mean."""
 
 
 def scorer_record(
@@ -44,3 +49,23 @@ def scorer_record(
         libraries={library: version(library) for library in (*LIBRARIES, *libraries)},
         content=values_digest(parts) if parts else sha256,
     )
+
+
+def read_record(values: Mapping[str, Any]) -> ScorerRecord:
+    """A record from plain values; fields of other versions are left out. Raises ValueError naming what is missing."""
+    known = {field.name: values[field.name] for field in fields(ScorerRecord) if field.name in values}
+    missing = [field.name for field in fields(ScorerRecord) if field.default is MISSING and field.name not in known]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    return ScorerRecord(**known)
+
+
+def record_differences(ours: ScorerRecord, theirs: ScorerRecord) -> list[str]:
+    """The fields by which two scorers are not the same: numbers of different scorers mean different things.
+
+    Weights, config and tokenizer are held against each other as loaded; by their files where a record is of a version
+    that kept no more.
+    """
+    weights = "content" if ours.content and theirs.content else "sha256"
+    here, there = asdict(ours), asdict(theirs)
+    return [field for field in (weights, *DECISIVE) if here[field] != there[field]]
