@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,50 @@ def test_a_picture_scored_twice_is_refused(tmp_path: Path) -> None:
     first = {"prompt_index": 4, "image_index": 1, "prompt": "a", "scores": {"a": 1.0}}
     with pytest.raises(ValueError, match="picture 1 of prompt 4 is listed twice"):
         read_scores(scores(tmp_path, first, first))
+
+
+# Files
+
+
+def test_files_are_found_as_they_are_spelled_here(tmp_path: Path) -> None:
+    """Rows written on Windows, and names in the other Unicode normal form."""
+    name = unicodedata.normalize("NFD", "Bär.png")
+    (tmp_path / "images").mkdir()
+    for file in ("0.png", name):
+        (tmp_path / "images" / file).touch()
+    manifest(tmp_path, row("a", "images\\0.png"), row("a", "images/" + unicodedata.normalize("NFC", name)))
+    assert [item.file for item in read_manifest(tmp_path)] == ["images/0.png", f"images/{name}"]
+    with pytest.raises(ValueError, match=r"line 2: images/0\.png is listed twice"):
+        read_manifest(manifest(tmp_path, row("a", "images/0.png"), row("a", r"images\0.png")))
+
+
+@pytest.mark.parametrize("file", ["../outside.png", r"..\outside.png", "/outside.png", "C:\\outside.png", "link.png"])
+def test_a_file_outside_the_folder_is_refused_unless_that_is_asked_for(file: str, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    manifest(folder, row("a", "a.png"), row("a", file))
+    with pytest.raises(ValueError, match=r"manifest.jsonl line 2: file .*; paths must stay inside .*--allow-outside"):
+        read_manifest(folder)
+    assert len(read_manifest(folder, allow_outside=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "complaint"),
+    [
+        ("a \ud83d b", r"the prompt holds half of a character, .ud83d"),
+        ("a \0 b", "the prompt holds a NUL character"),
+        ("a" * 10_001, "the prompt has 10,001 characters; at most 10,000 are read"),
+    ],
+)
+def test_a_prompt_that_no_tokenizer_takes_is_refused(prompt: str, complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"manifest.jsonl line 1: {complaint}"):
+        read_manifest(manifest(tmp_path, row(prompt, "a.png")))
+    with pytest.raises(ValueError, match=f"scores.jsonl line 1: {complaint}"):
+        read_scores(scores(tmp_path, {"prompt_index": 0, "image_index": 0, "prompt": prompt, "scores": {"a": 1.0}}))
+
+
+@pytest.mark.parametrize("file", ["a\0.png", "\udc80.png", "a" * 300, "b/" * 3000])
+def test_a_file_that_can_be_no_path_is_named_by_its_line(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest.jsonl line 1: file .* is no path"):
+        read_manifest(manifest(tmp_path, row("a", file)))

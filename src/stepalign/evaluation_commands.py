@@ -14,7 +14,10 @@ from stepalign.config import override, parse_flags, require
 from stepalign.console import progress_bars, quieten
 
 MODEL_HELP = 'diffusers folder, hub id, single .safetensors file, or "miniature"'
-PROMPTS_HELP = "a set by name (miniature, geneval, parti, hpdv2-benchmark, ...), or a .txt, .json or .jsonl file"
+PROMPTS_HELP = (
+    "a set by name (miniature, geneval, parti, hpdv2-benchmark, ...), or a .txt, .json, .jsonl, .csv or .tsv file"
+)
+OUTSIDE = "read images that manifest.jsonl names outside its folder, which is refused otherwise"
 DETECTOR, COLOURS = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
 CMMD = "openai/clip-vit-large-patch14-336"
 """As `metrics` has them, which are slow to import; a test holds the two together."""
@@ -54,6 +57,7 @@ def add_parsers(commands: Any) -> None:
     evaluate.add_argument("--detector", default=DETECTOR, help="GenEval's, or a .jsonl of detections (%(default)s)")
     evaluate.add_argument("--colours", default=COLOURS, help="the CLIP that names colours (%(default)s)")
     evaluate.add_argument("--device", default=None, help="where scorers compute (a GPU if there is one)")
+    evaluate.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
     for command, needed in ((generate, True), (evaluate, False)):
         command.add_argument("--prompts", required=needed, default=None, help=PROMPTS_HELP)
         command.add_argument("--num-prompts", type=int, default=None, help="only the first so many")
@@ -64,6 +68,7 @@ def add_parsers(commands: Any) -> None:
     compare.add_argument("folders", type=Path, nargs="+", help="two or more; the first is what the others are held to")
     compare.add_argument("--names", nargs="+", default=None, help="what to call them (as they were evaluated)")
     compare.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder to write (%(default)s)")
+    compare.add_argument("--allow-outside", action="store_true", help=OUTSIDE)
 
 
 def generate(arguments: argparse.Namespace, rest: list[str]) -> int:
@@ -93,6 +98,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         detector=arguments.detector,
         colours=arguments.colours,
         batch_size=arguments.scoring_batch,
+        allow_outside=arguments.allow_outside,
     )
     scoring = Scoring(
         tuple(arguments.scorers),
@@ -124,7 +130,7 @@ def compare(arguments: argparse.Namespace) -> int:
     """Compare folders of scored pictures."""
     from stepalign.comparison import compare_folders, write_comparison
 
-    comparison = compare_folders(arguments.folders, names=arguments.names)
+    comparison = compare_folders(arguments.folders, names=arguments.names, allow_outside=arguments.allow_outside)
     write_comparison(comparison, arguments.output)
     print(arguments.output / "report.html")
     return 0

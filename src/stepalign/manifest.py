@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.checkpoint import write_text
+from stepalign.local_files import local_file
+from stepalign.parsing import json_lines, read_text
+from stepalign.prompt_text import check_prompt
 
 MANIFEST, SCORES, EVALUATION, GENERATION = "manifest.jsonl", "scores.jsonl", "results.json", "generation.json"
 
@@ -64,15 +67,20 @@ def write_manifest(folder: Path, rows: list[ImageRow]) -> None:
     write_text(folder / MANIFEST, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_manifest(folder: Path) -> list[ImageRow]:
-    """A folder's pictures; raises ValueError naming the line that makes no sense, a picture listed twice, or a prompt
-    that changes under its number. Whether the files are there is for `open_image` to say."""
+def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow]:
+    """A folder's images, their files as spelled on this disk.
+
+    Raises ValueError naming the line that makes no sense, an image listed twice, a prompt that changes under its
+    number, or, unless `allow_outside`, a file outside the folder. Whether the files are there is for `open_image` to
+    say.
+    """
     numbers: dict[str, int] = {}
     counts: Counter[int] = Counter()
     files: set[tuple[int, str]] = set()
     rows = []
     for where, values in _lines(folder / MANIFEST, "write one with a row of prompt and file per picture"):
-        prompt, file = (_field(values, name, str, where) for name in ("prompt", "file"))
+        prompt = check_prompt(_field(values, "prompt", str, where), f"{where}: the prompt")
+        file = _file(folder, _field(values, "file", str, where), where, allow_outside=allow_outside)
         number = numbers.setdefault(prompt, len(numbers))
         index = _number(values.get("prompt_index", number), "prompt_index", where)
         image = _number(values.get("image_index", counts[index]), "image_index", where)
@@ -104,7 +112,7 @@ def read_scores(folder: Path) -> list[ScoredRow]:
         for name, score in scores.items():
             if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score):
                 raise ValueError(f"{where}: the score {name!r} is {score!r}, not a finite number")
-        prompt = _field(values, "prompt", str, where)
+        prompt = check_prompt(_field(values, "prompt", str, where), f"{where}: the prompt")
         rows.append(ScoredRow(index, image, prompt, {name: float(score) for name, score in scores.items()}))
     _check(rows, folder / SCORES)
     return rows
@@ -114,21 +122,10 @@ def _lines(path: Path, advice: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where each row of a JSONL file stands, and the row."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; {advice}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
     num = 0
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not valid JSON: {error}") from error
+    for where, values in json_lines(read_text(path, path.stem), str(path)):
         if not isinstance(values, dict):
-            raise ValueError(f"{where} is no JSON object: {line[:80]}")
+            raise ValueError(f"{where} is no JSON object: {json.dumps(values)[:80]}")
         num += 1
         yield where, values
     if num == 0:
@@ -140,6 +137,15 @@ def _field(values: dict[str, Any], name: str, kind: type, where: str) -> Any:
     if not isinstance(value, kind) or not (value.strip() if isinstance(value, str) else value):
         raise ValueError(f"{where} has no {name}: {json.dumps(values, ensure_ascii=False)[:120]}")
     return value
+
+
+def _file(folder: Path, name: str, where: str, *, allow_outside: bool) -> str:
+    """A row's file as it is spelled on this disk, from the folder where it lies in it."""
+    try:
+        path = local_file(folder, name, allow_outside=allow_outside)
+    except ValueError as error:
+        raise ValueError(f"{where}: file {error}") from error
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
 
 
 def _number(value: Any, name: str, where: str) -> int:

@@ -62,6 +62,8 @@ class PictureSets:
     """The CLIP that names colours; detections of a file may bring their own."""
     batch_size: int = 16
     """Pictures through a network at once."""
+    allow_outside: bool = False
+    """Whether manifests may name files outside their folder."""
 
     @property
     def anything(self) -> bool:
@@ -79,7 +81,7 @@ def measure_sets(
 ) -> dict[str, Any]:
     """All that was chosen, under "diversity", "drift" and "geneval"."""
     found: dict[str, Any] = {}
-    reference = [] if choice.reference is None else read_manifest(choice.reference)
+    reference = [] if choice.reference is None else read_manifest(choice.reference, allow_outside=choice.allow_outside)
     drift: dict[str, Any] = {}
     if choice.features is not None:
         network = ImageFeatures.from_pretrained(choice.features, device=device)

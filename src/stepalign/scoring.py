@@ -65,9 +65,9 @@ def evaluate_folder(
     """
     watcher = watcher or Silence()
     entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
-    rows = read_manifest(folder)
+    rows = read_manifest(folder, allow_outside=scoring.sets.allow_outside)
     if scoring.sets.reference is not None:
-        read_manifest(scoring.sets.reference)
+        read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
     read_generation(folder)  # these two are refused before the work, not after it
     pictures, style = inspect(folder, rows, watcher)
     scored, more = _before(folder, rows, pictures, watcher)

@@ -115,7 +115,9 @@ class Comparison:
         return values
 
 
-def compare_folders(folders: list[Path], *, names: list[str] | None = None, baseline: int = 0) -> Comparison:
+def compare_folders(
+    folders: list[Path], *, names: list[str] | None = None, baseline: int = 0, allow_outside: bool = False
+) -> Comparison:
     """The comparison of evaluated folders, called by `names`, else as their evaluations or paths are.
 
     Raises ValueError, naming the first places and their number, when prompts, pictures or scores do not match, a score
@@ -125,7 +127,7 @@ def compare_folders(folders: list[Path], *, names: list[str] | None = None, base
     paths = [folder.expanduser() for folder in folders]
     require(len({path.resolve() for path in paths}) == len(paths), "folders", list(map(str, paths)), "all different")
     require(0 <= baseline < len(paths), "baseline", baseline, f"from 0 to {len(paths) - 1}")
-    read = [read_folder(path) for path in paths]
+    read = [read_folder(path, allow_outside=allow_outside) for path in paths]
     models = model_names(read, names)
     parts = dict(zip(models, read, strict=True))
     check_same_pictures(parts)

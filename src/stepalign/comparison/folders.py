@@ -42,13 +42,13 @@ class EvaluatedFolder:
         return {number: row.prompt for (number, _), row in sorted(self.pictures.items())}
 
 
-def read_folder(path: Path) -> EvaluatedFolder:
+def read_folder(path: Path, *, allow_outside: bool = False) -> EvaluatedFolder:
     """An evaluated folder; raises ValueError, naming the first places and their number, when files, pictures or scores
     are missing, scores belong to no picture, or a scorer has no record; scores are finite, `read_scores` sees to it."""
     evaluation = _read_evaluation(path)
     name, generation = evaluation.get("name"), evaluation.get("generation")
     records = {scorer: _record(values, scorer, path) for scorer, values in evaluation["scorers"].items()}
-    pictures = {row.key: row for row in read_manifest(path)}
+    pictures = {row.key: row for row in read_manifest(path, allow_outside=allow_outside)}
     rows = {row.key: row for row in read_scores(path)}
     _none([picture_name(key) for key in pictures if key not in rows], "pictures without scores", path / SCORES, AGAIN)
     absent = [picture_name(key) for key in rows if key not in pictures]

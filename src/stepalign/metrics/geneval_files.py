@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -21,10 +22,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from stepalign.checkpoint import write_text
+from stepalign.images import MAX_PIXELS
 from stepalign.manifest import ImageRow, write_manifest
 from stepalign.metrics.geneval import CLASSES, COLOURS, Box, Detection, GenEvalPrompt, class_index, parse_prompt
+from stepalign.parsing import json_lines, parse_json, read_text
 
 PICTURE = re.compile(r"(\d+)\.(png|jpe?g|webp)", re.IGNORECASE)
+MAX_LINE = 2**26
+"""Characters in a line of detections, whose masks can be long."""
 Key = tuple[int, int]
 
 
@@ -36,14 +41,11 @@ def read_detections(path: Path, pictures: Sequence[ImageRow]) -> dict[Key, list[
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path} with detections")
-    by_file = {row.file: row.key for row in pictures}
+    by_file = {_spelling(row.file): row.key for row in pictures}
     keys = {row.key for row in pictures}
     found: dict[Key, list[Detection]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        row = _object(line, where)
+    for where, values in json_lines(read_text(path, "detections"), str(path), longest=MAX_LINE):
+        row = _object(values, where)
         key = _key(row, by_file, where)
         if key not in keys:
             raise ValueError(f"{where} is of picture {key[1]} of prompt {key[0]}, which the folder does not have")
@@ -109,7 +111,7 @@ def read_folder_prompts(folder: Path) -> dict[int, GenEvalPrompt]:
         path = inside / "metadata.jsonl"
         if not path.is_file():
             raise ValueError(f"{path} is missing; GenEval keeps the prompt's row there")
-        prompts[index] = parse_prompt(_object(path.read_text(encoding="utf-8"), str(path)), str(path))
+        prompts[index] = parse_prompt(_object(parse_json(read_text(path, "geneval"), str(path)), str(path)), str(path))
     return prompts
 
 
@@ -122,6 +124,8 @@ def decode_mask(mask: object, where: str) -> Bool[np.ndarray, "h w"]:
     size, counts = (mask.get("size"), mask.get("counts")) if isinstance(mask, dict) else (None, None)
     if not isinstance(size, list) or len(size) != 2 or not all(_is_count(side) for side in size):
         raise ValueError(f"{where}: a mask must have size [height, width] and counts")
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{where}: a mask of {size[0]} by {size[1]} pixels; at most {MAX_PIXELS:,} pixels are read")
     runs = _unpack(counts, where) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(_is_count(run) for run in runs) or sum(runs) != size[0] * size[1]:
         raise ValueError(f"{where}: a mask's counts must be run lengths that add up to {size[0]} times {size[1]}")
@@ -147,6 +151,8 @@ def _unpack(text: str, where: str) -> list[int]:
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
+            if shift > 60:
+                raise ValueError(f"{where}: a mask's counts hold a number beyond 60 bits")
             continue
         if bits & 16:
             value -= 1 << shift
@@ -168,14 +174,15 @@ def _prompt_folders(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from error
+def _object(row: object, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is no JSON object: {text[:80]}")
+        raise ValueError(f"{where} is no JSON object: {json.dumps(row)[:80]}")
     return row
+
+
+def _spelling(file: str) -> str:
+    """A file's name with slashes and in one Unicode normal form, whichever it is written in."""
+    return unicodedata.normalize("NFC", file.replace("\\", "/"))
 
 
 def _key(row: dict[str, Any], by_file: dict[str, Key], where: str) -> Key:
@@ -183,9 +190,9 @@ def _key(row: dict[str, Any], by_file: dict[str, Key], where: str) -> Key:
     if _is_count(prompt) and _is_count(image):
         return prompt, image
     if isinstance(file, str):
-        if file not in by_file:
+        if _spelling(file) not in by_file:
             raise ValueError(f"{where} is of {file!r}, which the folder does not have")
-        return by_file[file]
+        return by_file[_spelling(file)]
     raise ValueError(f"{where} names no picture: file, or prompt_index and image_index, is wanted")
 
 
