@@ -225,7 +225,7 @@ def test_the_demo_runs_the_miniature_recipe(monkeypatch: pytest.MonkeyPatch, tmp
         ("--branching.num_candidates 1", "num_candidates must be at least 2"),
         ("--judge.path {folder}/nan", "not a finite number"),
         ("--judge.path {folder}/mute", "tokenizer"),
-        ("--judge.path /nowhere/judge", "judge: '/nowhere/judge'"),
+        ("--judge.path /nowhere/judge", "judge: there is no folder '/nowhere/judge'"),
         ("--judge.path {folder}", "config.json"),
         ("--training.lerning_rate 1", "there is no field training.lerning_rate (nearest: training.learning_rate"),
         ("--training.learning_rate fast", "training.learning_rate is a number; got 'fast'"),

@@ -135,7 +135,7 @@ def test_a_text_feature_does_not_depend_on_the_prompts_beside_it(
 
 
 def test_a_name_that_is_neither_folder_nor_repository_is_refused() -> None:
-    with pytest.raises(ValueError, match="no local folder"):
+    with pytest.raises(ValueError, match="there is no folder"):
         resolve_folder("not a name")
 
 

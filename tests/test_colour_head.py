@@ -122,5 +122,5 @@ def test_a_saved_model_names_the_same_colours(tiny_clip: CLIPModel, tokenizer: C
     assert len(ColourHead(tiny_clip, tokenizer).record.sha256) == 64
     half = ColourHead.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
     assert half.cosines(picture(), OBJECTS, "car").dtype == torch.float32
-    with pytest.raises(ValueError, match="no local folder"):
+    with pytest.raises(ValueError, match="there is no folder"):
         ColourHead.from_pretrained("not a name")

@@ -105,4 +105,4 @@ def test_a_hub_that_does_not_answer_is_one_line(
     monkeypatch.setattr("stepalign.judges.spm_files.hf_hub_download", refuse)
     assert main(["convert-judge", "owner/name/spm.bin", *released[1:]]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'owner/name/spm.bin' is no local file, and the hub cannot be reached" in line
+    assert "'owner/name/spm.bin' is no file on this machine, and the hub cannot be reached" in line

@@ -233,7 +233,7 @@ def test_a_tokenizer_of_another_model_is_refused(scorer: ImageReward, tokenizer_
     with pytest.raises(ValueError, match="the tokenizer has 5 tokens for 17 embeddings"):
         ImageReward(scorer.network, BertTokenizer())
     ImageReward(scorer.network, load_tokenizer(str(tokenizer_folder)))
-    with pytest.raises(ValueError, match="has no tokenizer of BERT's that can be reached"):
+    with pytest.raises(ValueError, match="there is no folder"):
         load_tokenizer(str(tmp_path / "no tokenizer"))
 
 

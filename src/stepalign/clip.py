@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
+from stepalign.hub import ask_hub, not_on_hub
 from stepalign.protocols import Preprocessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -130,7 +131,8 @@ def resolve_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
+    ask_hub(name, "folder")
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(f"{name!r} is no local folder, and no hub repository that can be reached") from error
+        raise ValueError(not_on_hub(name, "folder")) from error

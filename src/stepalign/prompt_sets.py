@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.config import nearest
+from stepalign.hub import reach_hub
 from stepalign.prompts import load_prompts
 
 FOLDER_VARIABLE = "STEPALIGN_PROMPTS"
@@ -127,6 +128,8 @@ def download(repository: str, file: str) -> Path:
     """A file of a dataset of the hub, from the cache if it is there; raises OSError or ValueError."""
     from huggingface_hub import hf_hub_download
 
+    if reason := reach_hub():
+        raise OSError(reason)
     return Path(hf_hub_download(repository, file, repo_type="dataset"))
 
 

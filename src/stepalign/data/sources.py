@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from stepalign.config import require
 from stepalign.data.files import SIDES, JsonLines, WinLoseFolder
 from stepalign.data.pairs import PairSource
 from stepalign.data.tables import hub_pairs, parquet_pairs, saved_pairs
+from stepalign.hub import is_hub_id
 
 KINDS = (
     "a .jsonl file, a folder with win/ and lose/, a .parquet file or a folder of them, a folder written by "
     "save_to_disk of `datasets`, or a hub dataset OWNER/NAME or OWNER/NAME@REVISION"
 )
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
-FILE_ENDINGS = {".jsonl", ".json", ".parquet", ".txt", ".csv", ".arrow"}
 
 
 def open_pairs(
@@ -31,7 +29,7 @@ def open_pairs(
     require(num_rows is None or num_rows >= 1, "num_rows", num_rows, "at least 1")
     path = Path(source).expanduser()
     if not source.strip() or not path.exists():
-        if HUB_NAME.fullmatch(source) and path.suffix.lower() not in FILE_ENDINGS:
+        if is_hub_id(source.partition("@")[0]):
             return hub_pairs(source, split=split, streaming=streaming, num_rows=num_rows)
         raise ValueError(f"data.pairs: there is nothing at {source!r}; expected {KINDS}")
     if path.is_dir():

@@ -14,6 +14,7 @@ from stepalign.config import require
 from stepalign.data.files import contents, digest, image_digests
 from stepalign.data.pairs import RawPair
 from stepalign.data.rows import COLUMNS, KNOWN_LAYOUTS, Layout, num_pairs, pairs_of, recognise
+from stepalign.hub import out_of_reach, reach_hub
 from stepalign.identity import file_digest
 
 WITHOUT_PICK_A_PIC = (
@@ -147,13 +148,14 @@ def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) ->
 def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None) -> Table:
     """A dataset of the hub, OWNER/NAME or OWNER/NAME@REVISION."""
     repository, _, revision = source.partition("@")
+    reach_hub()
     try:
         dataset, columns, commit = _built(repository, revision=revision or None, split=split, streaming=streaming)
     except Exception as error:  # of a dozen unrelated kinds
         advice = _advice(repository, str(error))
         raise ValueError(
             f"data.pairs: {source!r} is no path on this machine, and as a hub dataset it cannot be loaded, split "
-            f"{split!r}: {_first_line(error)}{advice}"
+            f"{split!r}: {out_of_reach() or _first_line(error)}{advice}"
         ) from error
     return Table(
         dataset,

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from stepalign.hub import is_hub_id
+
 
 def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any]) -> str:
     """Markdown with the hub's metadata: base model, data, accuracy by noise level, the command, how to use it.
@@ -15,7 +17,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
     data, steps = summary["data"], summary["steps"]
     metadata = {"library_name": "stepalign", "tags": ["step-aware-preference-model", "text-to-image", "reward-model"]}
     links = {"base_model": summary["start"], "datasets": data["pairs"].partition(" ")[0].rstrip(",").partition("@")[0]}
-    metadata |= {key: [value] for key, value in links.items() if _is_hub_id(value)}
+    metadata |= {key: [value] for key, value in links.items() if is_hub_id(value)}
     blocks = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {name}",
@@ -50,8 +52,3 @@ def _with_interval(value: float | None, interval: list[float], *, sign: str = "-
     if value is None:
         return "–"
     return f"{value:{sign}.3f} ({interval[0]:{sign}.3f} to {interval[1]:{sign}.3f})"
-
-
-def _is_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))

@@ -16,6 +16,7 @@ from transformers import CLIPConfig
 
 from stepalign.checkpoint import replacing, write_text
 from stepalign.clip import first_line, resolve_folder
+from stepalign.hub import not_on_hub, reach_hub, split_hub_file
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIONS = "step_aware"
@@ -95,6 +96,8 @@ def publish(folder: Path, repo_id: str, *, private: bool = False) -> str:
     for file in (CONFIG, WEIGHTS, "tokenizer_config.json", CARD):
         if not (folder / file).is_file():
             raise ValueError(f"{folder} has no {file}; give the judge/ folder that stepalign train-judge writes")
+    if reason := reach_hub():
+        raise ValueError(f"cannot publish to {repo_id!r}: {reason}")
     try:
         api = HfApi()
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -115,10 +118,11 @@ def vit_h_config() -> CLIPConfig:
 
 
 def _download(name: str) -> Path:
-    parts = name.split("/")
-    if len(parts) != 3:
+    found = split_hub_file(name)
+    if found is None:
         raise ValueError(f"there is no file {name!r}, and it is not owner/name/file on the hub")
+    reach_hub()
     try:
-        return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+        return Path(hf_hub_download(*found))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(f"{name!r} is no local file, and the hub cannot be reached or does not have it") from error
+        raise ValueError(not_on_hub(name, "file")) from error

@@ -8,6 +8,7 @@ the training prompts. Scores are about standard normal, -2.3 to 2. Prompts are c
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from stepalign.clip import first_line, num_cut, preprocess
+from stepalign.hub import ask_hub
 from stepalign.identity import network_identity
 from stepalign.metrics.aesthetic import ScoreHead, precision_words
 from stepalign.metrics.clip_features import IN_MEMORY, Source
@@ -143,6 +145,8 @@ class ImageReward:
 
 def load_tokenizer(name: str) -> BertTokenizer:
     """BERT's tokenizer from a folder or the hub; raises ValueError when there is none."""
+    if not Path(name).expanduser().is_dir():
+        ask_hub(name, "folder")
     try:
         return BertTokenizer.from_pretrained(name)
     except (OSError, ValueError, TypeError) as error:

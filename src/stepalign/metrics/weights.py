@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stepalign.clip import first_line
+from stepalign.hub import ask_hub, not_on_hub, split_hub_file
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 CLIP_TEXT = ("text_model.", "text_projection.", "logit_scale")
@@ -37,14 +38,12 @@ def weights_file(name: str, *, filename: str) -> Path:
             there = ", ".join(file.name for file in found) or "none"
             raise ValueError(f"{path} should have one file of weights, or one called {filename}; it has {there}")
         return chosen[0]
-    owner, _, rest = name.partition("/")
-    repository, _, inside = rest.partition("/")
+    repository, inside = split_hub_file(name) or (name, filename)
+    ask_hub(repository, "file or folder")
     try:
-        return Path(hf_hub_download(f"{owner}/{repository}", inside or filename))
+        return Path(hf_hub_download(repository, inside))
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{name!r} is no local file or folder, and no hub repository with {inside or filename} that can be reached"
-        ) from error
+        raise ValueError(not_on_hub(f"{repository}/{inside}", "file")) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

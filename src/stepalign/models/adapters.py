@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from stepalign.clip import first_line
+from stepalign.hub import is_hub_id, out_of_reach, reach_hub, split_hub_file
 from stepalign.identity import file_digest, files_digest
 from stepalign.models.base import BaseModel
 from stepalign.models.lora_files import LORA_FILES, choose_lora, read_lora, settings_file
@@ -164,10 +165,10 @@ def _check_strength(network: nn.Module, name: str, updates: list[LoraUpdate], sc
 
 
 def _from_hub(name: str) -> Path:
-    parts = name.split("/")
-    if len(parts) < 2 or not all(parts) or name.startswith((".", "~")):
+    repository, file = split_hub_file(name) or (name, "")
+    if not is_hub_id(repository):
         raise ValueError(f"adapters: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
-    repository, file = "/".join(parts[:2]), "/".join(parts[2:])
+    reach_hub()
     try:
         if file:
             return Path(hf_hub_download(repository, file))
@@ -177,6 +178,5 @@ def _from_hub(name: str) -> Path:
             top = [path for path in list_repo_files(repository) if "/" not in path]
             return Path(hf_hub_download(repository, choose_lora(name, top)))
     except (OSError, ValueError) as error:  # of the hub, whose errors are these
-        raise ValueError(
-            f"adapters: {name!r} is no file or folder here, and on the hub: {first_line(error)}"
-        ) from error
+        reason = out_of_reach() or first_line(error)
+        raise ValueError(f"adapters: {name!r} is no file or folder here, and on the hub: {reason}") from error

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 
 from stepalign.clip import check_tokenizer
+from stepalign.hub import is_hub_id, out_of_reach, reach_hub
 from stepalign.models import sd, sdxl
 from stepalign.models.base import BaseModel, Family
 
@@ -47,9 +48,10 @@ def load(
 
     Raises ValueError when nothing can be loaded from `name` or `vae`, or the two do not fit together.
     """
+    check_names(name, config=config, vae=vae)
     path = Path(name).expanduser()
-    if not (path.is_file() or path.is_dir() or _is_hub_id(name)):
-        raise ValueError(f"model: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
+    if not path.is_dir():
+        reach_hub()  # also for the configs of a single file
     source = str(path) if path.exists() else name
     find_family = partial(_family_of_file, path, config) if path.is_file() else partial(_family_of_folder, source)
     family = _from("model", name, find_family)
@@ -68,6 +70,19 @@ def load(
     for part in ("unet", "vae", *family.text_encoders):
         pipeline.components[part].requires_grad_(False).eval()
     return _model(name, pipeline, family, resolution)
+
+
+def check_names(name: str, *, config: str | None = None, vae: str | None = None) -> None:
+    """Raise ValueError for names that are nothing on this machine and cannot be of the hub, before anything is read."""
+    if not (Path(name).expanduser().is_file() or _is_folder_or_hub_id(name)):
+        raise ValueError(f"model: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
+    for field, other in (("config", config), ("vae", vae)):
+        if other is not None and not _is_folder_or_hub_id(other):
+            raise ValueError(f"{field}: there is no folder {other!r}, and it is not a hub id (owner/name)")
+
+
+def _is_folder_or_hub_id(name: str) -> bool:
+    return Path(name).expanduser().is_dir() or is_hub_id(name)
 
 
 def _model(
@@ -119,8 +134,6 @@ def _load_vae(
     """The model's own VAE or the one that replaces it."""
     if replacement is not None:
         folder = str(Path(replacement).expanduser())
-        if not (Path(folder).is_dir() or _is_hub_id(replacement)):
-            raise ValueError(f"vae: there is no folder {replacement!r}, and it is not a hub id (owner/name)")
         vae = _from("vae", replacement, lambda: AutoencoderKL.from_pretrained(folder, torch_dtype=dtype))
         _check_weights("vae", replacement, vae, "VAE")
         return vae
@@ -191,9 +204,6 @@ def _from(field: str, name: str, load_part: Callable[[], Loaded]) -> Loaded:
             return load_part()
     except Exception as error:
         reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        if not Path(name).expanduser().exists() and out_of_reach():
+            reason = out_of_reach()
         raise ValueError(f"{field}: cannot load {name!r}: {reason}. {WANTED[field]}") from error
-
-
-def _is_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
