@@ -74,7 +74,7 @@ def parts_of(model: BaseModel, recipe: Recipe) -> Parts:
     trainer = make_trainer(policy=policy, judge=judge, **given)
     oracles = {"aesthetic": lambda x, _: x.std((1, 2, 3)), "alignment": lambda x, _: -x.std((1, 2, 3))}
     held_out = split_captions()[1][:NUM_PROMPTS]
-    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles)
+    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles, {}, {}, {})
 
 
 def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated:

@@ -56,7 +56,8 @@ class Spy:
         self.batches: list[int] = []
 
     def num_cut(self, prompts: list[str]) -> int:
-        return 0
+        """Those of more than 100 characters, where they are read."""
+        return sum(len(prompt) > 100 for prompt in prompts if self.record.needs_prompt)
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
         self.shown += [(level(image), prompt) for image, prompt in zip(images, prompts, strict=True)]

@@ -73,8 +73,8 @@ def test_the_files_are_a_manifest_a_record_and_a_picture_per_row(finished: Path)
 def test_a_long_prompt_is_drawn_and_told_of(tiny_sd_folder: Path, tmp_path: Path) -> None:
     listener = Listener()
     record = generate_folder(choose(tiny_sd_folder, num_images=1), ["a cat " * 200, "熊"], tmp_path, watcher=listener)
-    assert listener.notes == ["1 of 2 prompts are longer than the text encoder reads, and are cut"]
-    assert record["num_prompts_cut"] == 1
+    assert listener.notes == ["1 of 2 prompts are longer than text_encoder reads, and are cut"]
+    assert record["prompts_cut"] == {"num_prompts": 2, "cut": {"text_encoder": 1}}
     assert listener.progress == [(2, 2)]
     assert [row.prompt for row in read_manifest(tmp_path)] == ["a cat " * 200, "熊"]
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from scored import Notes
 from worlds import assert_same
 
 import stepalign
@@ -21,7 +22,7 @@ from stepalign.rollout import sample
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
-PROMPTS = ["a cat", "a dog", "two boats"]
+PROMPTS = ["a cat", "a dog", "two boats " * 40]
 ROLES = {"adapter": "policy", "ema": "ema"}
 
 
@@ -49,16 +50,29 @@ def run_of(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     runs = {}
     for which, role in ROLES.items():
         output = tmp_path_factory.mktemp(which)
-        runs[which] = output, stepalign.run(change(recipe, {"export": role}), output)
+        runs[which] = output, stepalign.run(change(recipe, {"export": role}), output, watcher=NOTES)
     return runs
 
 
+NOTES = Notes()
 Runs = dict[str, tuple[Path, dict[str, Any]]]
 
 
 def test_the_summary_returned_is_the_one_written(run_of: Runs) -> None:
     output, summary = run_of["adapter"]
     assert json.loads((output / "summary.json").read_text()) == json.loads(json.dumps(summary))
+
+
+def test_prompts_that_the_base_model_and_the_judge_cut_are_noted_and_in_the_summary(run_of: Runs) -> None:
+    for output, summary in run_of.values():
+        one = {"num_prompts": 3, "cut": {"text_encoder": 1, "the judge": 1}}
+        assert summary["prompts_cut"] == {"training": one, "held-out": one}
+        assert json.loads((output / "summary.json").read_text())["prompts_cut"] == summary["prompts_cut"]
+    assert [note for note in NOTES.notes if "are cut" in note] == len(run_of) * [
+        f"1 of 3 {which} prompts are longer than {reader} reads, and are cut"
+        for which in ("training", "held-out")
+        for reader in ("text_encoder", "the judge")
+    ]
 
 
 @pytest.mark.parametrize("which", ROLES)

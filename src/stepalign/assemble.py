@@ -17,12 +17,13 @@ from stepalign.judges.spm_files import RELEASED_TOKENIZER
 from stepalign.metrics.pickscore import PickScore
 from stepalign.metrics.picture_metric import PictureMetric
 from stepalign.miniature import oracles, world
-from stepalign.models.base import BaseModel
+from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.identity import base_identity
 from stepalign.models.load import load
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
 from stepalign.prompts import load_prompts
+from stepalign.prompts_cut import Reader
 from stepalign.protocols import Judge, Metric
 from stepalign.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.sampler import DDIM
@@ -48,6 +49,10 @@ class Parts:
     metrics: dict[str, Metric]
     identity: Identity
     """Digests of all that decides the run besides its recipe."""
+    readers: dict[str, Reader]
+    """The text encoders that all prompts go through, by name."""
+    scorer_readers: dict[str, Reader]
+    """Those of scorers, which read held-out prompts only."""
 
 
 def assemble(recipe: Recipe) -> Parts:
@@ -58,7 +63,7 @@ def assemble(recipe: Recipe) -> Parts:
     if both := scorers.keys() & set(recipe.evaluation.oracles):
         raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
     model = base_model(recipe.model, recipe.base)
-    judge, count_judge_texts, judge_identity = _judge(recipe, model)
+    judge, count_judge_texts, judge_identity, judge_reader = _judge(recipe, model)
     identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
@@ -81,11 +86,25 @@ def assemble(recipe: Recipe) -> Parts:
         loss_scaling=precision_of(recipe.base) == torch.float16,
     )
     metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
+    scorer_readers: dict[str, Reader] = {}
     for name, entry in scorers.items():
         scorer = load_scorer(entry, device=processes().device)
         identity[f"scorer {name}"] = scorer.record.content
-        metrics[name] = PictureMetric(scorer)
-    return Parts(model, policy, sampler, judge, count_judge_texts, trainer, held_out, metrics, identity)
+        metrics[name], scorer_readers[name] = PictureMetric(scorer), scorer.num_cut
+    readers = text_readers(model.pipeline) | {"the judge": judge_reader}
+    return Parts(
+        model,
+        policy,
+        sampler,
+        judge,
+        count_judge_texts,
+        trainer,
+        held_out,
+        metrics,
+        identity,
+        readers,
+        scorer_readers,
+    )
 
 
 def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:
@@ -138,8 +157,8 @@ def _held_out(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], Identity]:
-    """The judge, how many texts it has embedded, and its identity."""
+def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], Identity, Reader]:
+    """The judge, how many texts it has embedded, its identity, and how many of some prompts it cuts."""
     choice, device = recipe.judge, processes().device
     try:
         match choice.kind:
@@ -153,12 +172,13 @@ def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], 
                     max_batch=choice.max_batch,
                     preprocessing=choice.preprocessing,
                 )
-                return step_aware, lambda: step_aware.num_texts, spm_identity("judge", spm, tokenizer)
+                identity = spm_identity("judge", spm, tokenizer)
+                return step_aware, lambda: step_aware.num_texts, identity, step_aware.num_cut
             case "pickscore":
                 metric = pickscore(choice.path, precision_of(choice))
                 judge = ImageJudge(metric, model.decode, max_batch=choice.max_batch)
                 identity = network_identity("judge", metric.model, metric.model.config, metric.tokenizer)
-                return judge, lambda: metric.num_texts, identity
+                return judge, lambda: metric.num_texts, identity, metric.num_cut
     except (ValueError, OSError) as error:
         raise ValueError(f"judge: {first_line(error)}; give a folder, hub id or .bin with --judge.path") from error
 

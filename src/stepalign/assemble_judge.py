@@ -26,9 +26,10 @@ from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import WEIGHTS
 from stepalign.miniature.preferences import WorldPairs
-from stepalign.models.base import BaseModel
+from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.identity import base_identity
 from stepalign.parallel import processes
+from stepalign.prompts_cut import Reader
 from stepalign.protocols import Metric
 from stepalign.recipes import MINIATURE
 from stepalign.run_directory import Watcher
@@ -55,6 +56,8 @@ class JudgeParts:
     """Where the held-out pairs come from, for people."""
     identity: Identity
     """Digests of all that decides the run besides its recipe."""
+    readers: dict[str, Reader]
+    """The text encoders that prompts go through, by name."""
 
 
 def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
@@ -67,7 +70,7 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     spm, tokenizer, start = _start(recipe)
     model = base_model(recipe.model, recipe.base)
     guided = guided_network(model, recipe.base)
-    relabel, labeller_identity = _relabel(data)
+    relabel, labeller_identity, relabel_reader = _relabel(data)
     base = base_identity(model)
     identity = base | start | labeller_identity | {"pairs": source.fingerprint}
     pairs, manifest = _prepared(source, data, model, relabel, base | labeller_identity, watcher)
@@ -82,7 +85,8 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     seen_through = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
     scorer = JudgeScorer(spm.to(processes().device), tokenizer, seen_through, precision=recipe.training.precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
-    return JudgeParts(model, scorer, trainer, held_out, manifest, name, identity)
+    readers = text_readers(model.pipeline) | {"the judge": scorer.num_cut} | relabel_reader
+    return JudgeParts(model, scorer, trainer, held_out, manifest, name, identity, readers)
 
 
 def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[PreparedPairs, PreparedPairs]:
@@ -156,16 +160,16 @@ def _is_step_aware(folder: Path) -> bool:
         return any("adaLN_modulation" in key for key in list(file.keys()))
 
 
-def _relabel(data: PairData) -> tuple[Labeller | None, Identity]:
-    """What gives pairs new labels, and its identity."""
+def _relabel(data: PairData) -> tuple[Labeller | None, Identity, dict[str, Reader]]:
+    """What gives pairs new labels, its identity, and its text encoder."""
     if data.relabel_with is None:
-        return None, {}
+        return None, {}, {}
     try:
         scorer = pickscore(data.relabel_with)
     except (ValueError, OSError) as error:
         raise ValueError(f"data.relabel_with: {first_line(error)}; give a PickScore's folder or hub id") from error
     found = network_identity("data.relabel_with", scorer.model, scorer.model.config, scorer.tokenizer)
-    return labeller(scorer, tie_gap=data.tie_gap), found
+    return labeller(scorer, tie_gap=data.tie_gap), found, {"data.relabel_with": scorer.num_cut}
 
 
 def labeller(metric: Metric, *, tie_gap: float) -> Labeller:

@@ -19,6 +19,8 @@ from stepalign.protocols import Preprocessing
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TOKENIZED = 4096
+"""Prompts tokenized at once where they are only counted."""
 Rounding = Literal["torchvision", "transformers", "spo"]
 """How a program rounds the long side of a resized image and half the margin of its centre crop."""
 
@@ -93,9 +95,10 @@ def tokenize(tokenizer: CLIPTokenizer, config: CLIPConfig, prompts: list[str]) -
 
 def num_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> int:
     """How many prompts have more than `length` tokens, with those at both ends, and are cut by an encoder of it."""
-    if not prompts:
-        return 0
-    return sum(len(ids) > length for ids in tokenizer(prompts, truncation=True, max_length=length + 1).input_ids)
+    parts = (prompts[start : start + TOKENIZED] for start in range(0, len(prompts), TOKENIZED))
+    return sum(
+        len(ids) > length for part in parts for ids in tokenizer(part, truncation=True, max_length=length + 1).input_ids
+    )
 
 
 def load_clip(folder: Path) -> CLIPModel:

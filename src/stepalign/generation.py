@@ -29,10 +29,11 @@ from stepalign.images import open_image
 from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.models.adapters import adapter_digest, load_adapters, split_scale
-from stepalign.models.base import BaseModel
+from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.unet import replace_unet
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork
+from stepalign.prompts_cut import count_cut
 from stepalign.recipes import SDXL_VAE, FrozenModel, local_path
 from stepalign.rollout import sample
 from stepalign.run_directory import Silence, Watcher, claim, device_name, versions
@@ -116,14 +117,13 @@ def generate_folder(
         return done
     drawing = _load(choice)
     missing = [row for row in rows if not _readable(output / row.file)]
-    start, num_cut = time.perf_counter(), _num_cut(drawing.model, prompts)
+    start = time.perf_counter()
     if processes().is_main_process:
         _write_record(output, settings, finished=False)
     processes().wait_for_everyone()
     if len(missing) < len(rows):
         watcher.note(f"{len(rows) - len(missing)} of {len(rows)} pictures are there; drawing the others")
-    if num_cut:
-        watcher.note(f"{num_cut} of {len(prompts)} prompts are longer than the text encoder reads, and are cut")
+    cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
     _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
     processes().wait_for_everyone()
     if not processes().is_main_process:
@@ -139,7 +139,7 @@ def generate_folder(
         num_pictures=len(rows),
         num_kept=len(rows) - len(missing),
         resolution=list(drawing.model.picture_size),
-        num_prompts_cut=num_cut,
+        prompts_cut=cut,
         seconds=round(time.perf_counter() - start, 1),
         device=device_name(drawing.model.device),
         num_processes=processes().num_processes,
@@ -289,10 +289,3 @@ def _readable(path: Path) -> bool:
         open_image(path)
         return True
     return False
-
-
-def _num_cut(model: BaseModel, prompts: list[str]) -> int:
-    """How many prompts have more tokens than the text encoder takes."""
-    length = model.pipeline.tokenizer.model_max_length
-    ids = model.pipeline.tokenizer(prompts, truncation=True, max_length=length + 1).input_ids
-    return sum(len(row) > length for row in ids)

@@ -31,6 +31,7 @@ from stepalign.figures import plot_weights
 from stepalign.guard import GuardWatch
 from stepalign.held_out import measure, sampling_of
 from stepalign.parallel import processes
+from stepalign.prompts_cut import count_cut
 from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
 from stepalign.rollout import rollout
@@ -67,6 +68,10 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     if (done := finished(output)) is not None:
         return done
     parts = assemble(recipe)
+    cut = {"training": count_cut(parts.readers, parts.trainer.stream.prompts, watcher, which="training")}
+    if parts.held_out:
+        readers = parts.readers | parts.scorer_readers
+        cut["held-out"] = count_cut(readers, parts.held_out, watcher, which="held-out")
     rows = _resume(parts, output)
     guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
     _train(recipe, parts, output, rows, watcher, guard)
@@ -83,6 +88,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "recipe": recipe.name,
         "seed": recipe.seed,
         "num_prompts": len(parts.held_out),
+        "prompts_cut": cut,
         "sampling": sampling_of(recipe, parts),
         "scores": compare(*evaluated, parts.held_out) if evaluated else {},
         **({} if guard is None else {"guard": guard.summary()}),

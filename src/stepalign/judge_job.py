@@ -30,6 +30,7 @@ from stepalign.judge_report import JudgedPair, JudgedStep, write_judge_report
 from stepalign.judges.card import model_card
 from stepalign.judges.spm_files import CARD
 from stepalign.parallel import processes
+from stepalign.prompts_cut import count_cut
 from stepalign.recipes import local_path
 from stepalign.run_directory import (
     CHECKPOINT,
@@ -66,13 +67,17 @@ def run_judge(recipe: JudgeRecipe, output: str | Path, *, watcher: Watcher | Non
     if (done := finished(output)) is not None:
         return done
     parts = assemble_judge(recipe, watcher)
+    cut = {
+        which: count_cut(parts.readers, pairs.prompts, watcher, which=which)
+        for which, pairs in (("training", parts.trainer.pairs), ("held-out", parts.held_out))
+    }
     start, rows = _resume(recipe, parts, output, watcher)
     _train(recipe, parts, output, start, rows, watcher)
     began = time.perf_counter()
     judge = _held_out_scores(recipe, parts, watcher)
     if not processes().is_main_process:
         return {}
-    summary = _summarise(recipe, parts, rows, start, judge, began)
+    summary = _summarise(recipe, parts, rows, start, judge, began) | {"prompts_cut": cut}
     _save_judge(recipe, parts, output / JUDGE, summary)
     write_judge_report(
         output / REPORT,

@@ -22,6 +22,7 @@ from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
 from stepalign.identity import values_digest
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
+from stepalign.prompts_cut import cut_words
 from stepalign.run_directory import device_name, versions
 from stepalign.sampling_record import sampling_of_generation, sampling_words
 from stepalign.statistics import cluster_means, clusters_of, mean_interval
@@ -159,6 +160,9 @@ def card(results: dict[str, Any]) -> str:
     lines += ["", "## Scorers", "", "| scorer | weights | SHA-256 | preprocessing |", "|---|---|---|---|"]
     for name, record in results["scorers"].items():
         lines.append(f"| {name} | {record['weights']} | `{record['sha256'][:16]}` | {record['preprocessing']} |")
+    cut = [record["prompts_cut"] for record in results["scorers"].values() if "prompts_cut" in record]
+    told = [cut_words(name, num, one["num_prompts"]) for one in cut for name, num in one["cut"].items() if num]
+    lines += ["", *(f"- {sentence}" for sentence in dict.fromkeys(told))] if told else []
     lines += ["", "## Style", "", "| statistic | mean (95 % interval) |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {_cell(row)} |" for name, row in results["style"].items()]
     lines += _set_lines(results)

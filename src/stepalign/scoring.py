@@ -24,6 +24,7 @@ from stepalign.metrics.record import read_record, record_differences
 from stepalign.metrics.style import style_of, wrong_prompts
 from stepalign.parsing import parse_json, read_text
 from stepalign.picture_sets import SETS, PictureSets, measure_sets
+from stepalign.prompts_cut import count_cut
 from stepalign.protocols import Scorer, ScorerRecord
 from stepalign.result_card import WRONG, Scored, prompts_sha256, read_generation, write_results
 from stepalign.run_directory import Silence, Watcher
@@ -79,11 +80,13 @@ def evaluate_folder(
         for column, prompts in _columns(scorer_name, scorer, own, others):
             if not _is_due(scored, column, scorer.record, watcher):
                 continue
+            told = watcher if column == scorer_name else Silence()  # the others are the same prompts in another order
+            cut = count_cut({scorer_name: scorer.num_cut}, own, told)
             scores = _score(folder, rows, scorer, prompts, scoring, watcher)
             if column in scored.columns:  # another scorer's, which a stop must not leave beside the new scores
                 scored.remove(column)
                 write_results(folder, rows, scored, style, **given)
-            scored.add(column, scores, asdict(scorer.record))
+            scored.add(column, scores, asdict(scorer.record) | {"prompts_cut": cut})
             write_scores(folder, _rows(rows, scored.columns))
             write_results(folder, rows, scored, style, **given)
         del scorer  # before the next is loaded

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning
-from stepalign.clip import check_tokenizer, preprocess_decoded, tokenize
+from stepalign.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.protocols import Decode, Denoiser
 from stepalign.sampler import DDIM
@@ -62,6 +62,10 @@ class JudgeScorer:
         self.device = model.logit_scale.device
         self.calls: Counter[str] = Counter()
         """Work done: texts and images through the judge, samples through the base model's denoiser and decoder."""
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return num_cut(self.tokenizer, prompts, self.model.config.text_config.max_position_embeddings)
 
     def text_features(self, prompts: list[str]) -> Float[Tensor, "b e"]:
         """Unit embeddings of prompts."""

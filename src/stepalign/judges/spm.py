@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stepalign.checkpoint import write_text
-from stepalign.clip import check_tokenizer, preprocess_decoded, tokenize
+from stepalign.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 from stepalign.config import require
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
 from stepalign.judges.spm_files import (
@@ -248,6 +248,10 @@ class StepAwareJudge:
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
         self.num_images += len(x_0)
         return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than the text tower reads."""
+        return num_cut(self.tokenizer, prompts, self.model.config.text_config.max_position_embeddings)
 
     def gradient(
         self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]

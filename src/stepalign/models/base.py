@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning, cat
+from stepalign.clip import num_cut
 from stepalign.models.lora_files import write_lora
 from stepalign.sampler import NoiseSchedule
 
@@ -131,6 +132,16 @@ class BaseModel:
         """Write `pytorch_lora_weights.safetensors`, loadable by `pipe.load_lora_weights(folder)`, and beside it
         `kohya.safetensors`, the same adapter for ComfyUI and A1111."""
         write_lora(folder, weights, version=dict(self.lora_version))
+
+
+def text_readers(pipeline: DiffusionPipeline) -> dict[str, Callable[[list[str]], int]]:
+    """A pipeline's text encoders by name, SDXL's two, each as the number of given prompts that it cuts."""
+
+    def reader(tokenizer: CLIPTokenizer) -> Callable[[list[str]], int]:
+        return lambda prompts: num_cut(tokenizer, prompts, tokenizer.model_max_length)
+
+    tokenizers = {name: part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part}
+    return {name.replace("tokenizer", "text_encoder"): reader(part) for name, part in tokenizers.items()}
 
 
 def token_ids(tokenizer: CLIPTokenizer, prompts: list[str]) -> Int[Tensor, "b l"]:
