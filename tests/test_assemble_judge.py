@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import same_weights
+from drawn import picture
 from judge_runs import cache, recipe_of, snapshot, write_pairs
 from judge_runs import words as command
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -137,12 +140,35 @@ def test_a_scorers_own_preferences_replace_peoples_but_on_held_out_pairs(
     assert torch.equal(parts.held_out.label, plain.held_out.label)
 
 
+class Brightness:
+    """A scorer whose number is the mean level over 255; keeps the images that it is shown."""
+
+    record = None
+
+    def __init__(self) -> None:
+        self.shown: list[Image.Image] = []
+
+    def num_cut(self, prompts: list[str]) -> int:
+        return 0
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
+        self.shown += images
+        return torch.tensor([np.asarray(image).mean() / 255 for image in images])
+
+
 def test_labels_are_ties_up_to_a_gap_of_probabilities() -> None:
-    """Scores .2 apart: tanh(.1) = .0997 is a tie at .1; .21 apart: tanh(.105) = .1046 is none."""
-    label = labeller(lambda images, prompts: images.mean((1, 2, 3)), tie_gap=0.1)
-    scores = torch.tensor([[0.5, 0.3], [0.5, 0.29], [0.29, 0.5], [0.4, 0.4]])
-    images = (2 * scores - 1)[..., None, None, None].expand(-1, -1, 3, 4, 4)
-    assert label(images, ["a"] * 4).tolist() == [0.5, 1, 0, 0.5]
+    """Scores .2 apart: tanh(.1) = .0997 is a tie at .1; .204 apart: tanh(.102) = .1016 is none."""
+    levels = torch.tensor([[128.0, 77.0], [128.0, 76.0], [76.0, 128.0], [9.0, 9.0]])
+    images = (levels / 127.5 - 1)[..., None, None, None].expand(-1, -1, 3, 4, 4)
+    assert labeller(Brightness(), tie_gap=0.1)(images, ["a"] * 4).tolist() == [0.5, 1, 0, 0.5]
+
+
+def test_labels_are_of_the_very_images() -> None:
+    """Which are tensors by then; PickScore resizes its images otherwise than tensors."""
+    image = picture(64, 64)
+    scorer = Brightness()
+    labeller(scorer, tie_gap=0.1)(torch.stack([to_tensor(image, (64, 64))] * 2)[None], ["a"])
+    assert [np.asarray(shown).tolist() for shown in scorer.shown] == [np.asarray(image).tolist()] * 2
 
 
 # The cache

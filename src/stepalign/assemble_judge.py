@@ -25,12 +25,13 @@ from stepalign.judge_recipes import JudgeRecipe, PairData
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import WEIGHTS
+from stepalign.metrics.picture_metric import to_pictures
 from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.identity import base_identity
 from stepalign.parallel import processes
 from stepalign.prompts_cut import Reader
-from stepalign.protocols import Metric
+from stepalign.protocols import Scorer
 from stepalign.recipes import MINIATURE
 from stepalign.run_directory import Watcher
 from stepalign.sampler import DDIM
@@ -169,16 +170,20 @@ def _relabel(data: PairData) -> tuple[Labeller | None, Identity, dict[str, Reade
     except (ValueError, OSError) as error:
         raise ValueError(f"data.relabel_with: {first_line(error)}; give a PickScore's folder or hub id") from error
     found = network_identity("data.relabel_with", scorer.model, scorer.model.config, scorer.tokenizer)
+    found["data.relabel_with.preprocessing"] = values_digest(scorer.record.preprocessing)
     return labeller(scorer, tie_gap=data.tie_gap), found, {"data.relabel_with": scorer.num_cut}
 
 
-def labeller(metric: Metric, *, tie_gap: float) -> Labeller:
-    """Labels by a PickScore-like metric: a tie where its two probabilities differ by no more than `tie_gap`."""
+def labeller(scorer: Scorer, *, tie_gap: float) -> Labeller:
+    """Labels by a PickScore-like scorer: a tie where its two probabilities differ by no more than `tie_gap`.
+
+    SPO's released training has PickScore see images, not tensors: antialiased, in whole levels.
+    """
 
     @torch.no_grad()
     def label(images: Float[Tensor, "b 2 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         both = [prompt for prompt in prompts for _ in range(2)]
-        scores = metric(images.flatten(0, 1).to(processes().device) / 2 + 0.5, both).unflatten(0, (-1, 2)).cpu()
+        scores = scorer.score(to_pictures(images.flatten(0, 1) / 2 + 0.5), both).unflatten(0, (-1, 2))
         gap = torch.tanh((scores[:, 0] - scores[:, 1]) / 2)  # the difference of the two probabilities
         return torch.where(gap.abs() <= tie_gap, 0.5, (gap > 0).float())
 
