@@ -95,7 +95,7 @@ def test_a_gradient_that_is_no_number_stops_the_run() -> None:
         def gradient(self, x_0: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
             return torch.zeros(len(x_0)), torch.full_like(x_0, math.nan)
 
-    with pytest.raises(ValueError, match="gradient at timestep 751 is not finite"):
+    with pytest.raises(ValueError, match="the gradient of the judge's score at timestep 751: 3 of 3 are not finite"):
         rolled(Broken())
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import normal
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.image_processor import VaeImageProcessor
 from lora_files import diffusers_layout, factors, written
 from PIL import Image
@@ -24,7 +24,7 @@ from stepalign.config import override
 from stepalign.generation import Generation, generate_folder, to_pixels
 from stepalign.images import open_image
 from stepalign.manifest import ImageRow, read_manifest
-from stepalign.models.base import BaseModel
+from stepalign.policy import GuidedNetwork
 from stepalign.recipes import FrozenModel
 from stepalign.seeding import Purpose, generator_for
 
@@ -181,35 +181,39 @@ def test_an_adapter_whose_file_has_changed_is_refused(
 # Pictures that are not finite
 
 
-def with_nan(values: Tensor, row: int) -> Tensor:
-    values[row, 0, 1, 2] = float("nan")
-    return values
+def spoil(monkeypatch: pytest.MonkeyPatch, place: type, name: str, *, call: int, row: int) -> None:
+    """Put a NaN into a row of what a method returns at a call, counted from 1."""
+    method, calls = getattr(place, name), []
+
+    def spoiled(*given: Any, **options: Any) -> Any:
+        calls.append(1)
+        result = method(*given, **options)
+        if len(calls) == call:
+            (result if isinstance(result, Tensor) else result.sample)[row, 0, 1, 2] = float("nan")
+        return result
+
+    monkeypatch.setattr(place, name, spoiled)
 
 
 def test_a_picture_that_is_not_finite_is_named_and_not_written(
     tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batches are (0, 0) and (0, 1), then (1, 0) and (1, 1); of the second the VAE spoils the second picture."""
-    decode = BaseModel.decode
-    calls: list[int] = []
-
-    def spoiled(self: BaseModel, x_0: Tensor) -> Tensor:
-        calls.append(len(x_0))
-        return with_nan(decode(self, x_0), 1) if len(calls) == 2 else decode(self, x_0)
-
-    monkeypatch.setattr(BaseModel, "decode", spoiled)
-    with pytest.raises(ValueError, match=r"^picture 1 of prompt 1 \('two\\nboats'\) was decoded .* --base.vae "):
+    spoil(monkeypatch, AutoencoderKL, "decode", call=2, row=1)
+    named = r"^image 1 of prompt 1 \('two\\nboats'\): the images decoded by the VAE: .* --base.vae$"
+    with pytest.raises(ValueError, match=named) as caught:
         generate_folder(choose(tiny_sd_folder, batch_size=2), PROMPTS, tmp_path)
+    assert "fp16" not in str(caught.value)
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["00000-0.png", "00000-1.png"]
     assert not (tmp_path / "manifest.jsonl").exists()
 
 
-def test_latents_that_are_not_finite_are_told_apart(
+def test_a_prediction_that_is_not_finite_is_told_apart(
     tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample = module.sample
-    monkeypatch.setattr(module, "sample", lambda *args, **given: with_nan(sample(*args, **given), 0))
-    with pytest.raises(ValueError, match=r"^picture 0 of prompt 0 \('a cat'\) has latents .* --base.precision bf16"):
+    spoil(monkeypatch, GuidedNetwork, "_predict", call=1, row=0)
+    named = r"^image 0 of prompt 0 \('a cat'\): the prediction of the UNet at timestep \d+: .* files are damaged"
+    with pytest.raises(ValueError, match=named):
         generate_folder(choose(tiny_sd_folder), PROMPTS[:1], tmp_path)
 
 

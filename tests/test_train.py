@@ -74,7 +74,7 @@ def without_clock(row: dict[str, Any]) -> dict[str, Any]:
 def test_a_round_says_what_it_did() -> None:
     row = make_trainer().round()
     assert list(row) == [
-        *("round", "seconds", "judge_score", "comparisons", "kept", "updates", "grad_norm"),
+        *("round", "seconds", "judge_score", "comparisons", "kept", "updates", "skipped", "loss_scale", "grad_norm"),
         *("loss", "margin", "accuracy", "rms_delta", "outside", "rms_delta_by_timestep"),
     ]
     assert (row["round"], row["comparisons"], row["kept"], row["updates"]) == (1, 4 * NUM_PARENTS, 1.0, 10)
@@ -281,7 +281,9 @@ def test_processes_together_do_what_one_does_alone(tmp_path: Path) -> None:
         assert share["calls"] == alone["calls"]
         for row, expected in zip(share["rows"], alone["rows"], strict=True):
             assert row.keys() == expected.keys()
-            assert all(math.isclose(row[key], expected[key], rel_tol=1e-4) for key in ("judge_score", "loss", "kept"))
+            assert all(
+                math.isclose(row[key], expected[key], rel_tol=1e-4) for key in ("judge_score", "loss", "grad_norm")
+            )
             assert row["comparisons"] == expected["comparisons"]
 
 

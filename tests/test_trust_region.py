@@ -188,7 +188,7 @@ def test_margin_accuracy_and_distance_are_what_they_say(sampler: DDIM, objective
     roles = toy_predictions()
     losses, metrics = evaluate(objective, sampler, comparisons(), **roles)
     torch.testing.assert_close(losses.detach(), (1 + (-metrics["margin"]).exp()).log(), rtol=1e-12, atol=1e-12)
-    assert metrics["accuracy"].tolist() == [float(margin > 0) for margin in metrics["margin"].tolist()]
+    assert metrics["accuracy"].tolist() == [(margin > 0) + (margin == 0) / 2 for margin in metrics["margin"].tolist()]
     rms = (roles["policy"] - roles["reference"]).detach().square().mean((1, 2, 3)).sqrt()
     torch.testing.assert_close(metrics["rms_delta"], rms, rtol=1e-12, atol=0)
 

@@ -111,6 +111,7 @@ def make_trainer(
     seed: int = 0,
     latent_shape: tuple[int, int, int] = LATENT_SHAPE,
     encode: object = encode,
+    loss_scaling: bool = False,
     **training: object,
 ) -> Trainer:
     """A trainer in this world unless other parts are given; `training` changes fields of SMALL."""
@@ -125,6 +126,7 @@ def make_trainer(
         branching=branching or Branching(num_candidates=2),
         config=replace(SMALL, **training),
         seed=seed,
+        loss_scaling=loss_scaling,
     )
 
 

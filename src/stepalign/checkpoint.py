@@ -38,6 +38,10 @@ class RunState:
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     """Of fp16's loss scaling; empty otherwise."""
+    num_skipped: int = 0
+    """Updates left out because their gradient was not finite."""
+    num_failures: int = 0
+    """Of those, the ones at the end in a row that count against training.max_skipped."""
 
 
 def save_state(state: object, path: Path) -> None:

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.batch import Conditioning, StepComparisons
+from stepalign.finite import check_finite
 from stepalign.protocols import Denoiser, DifferentiableJudge, Sampler
-from stepalign.rollout import Branching
+from stepalign.rollout import Branching, check_scores
 from stepalign.seeding import PromptNoise
 
 
@@ -33,7 +34,7 @@ def gradient_rollout(
     respect to x_t it is unstable), and as long as the difference of two independent noises is on average: sqrt(2 D)
     for D latent entries. A prompt costs N predictions and a judged image, with its gradient, per comparison.
 
-    Raises ValueError when a gradient is not finite.
+    Raises NotFinite, naming the part, when a score or a gradient is not a finite number.
     """
     b = len(prompts)
     x_t = noise.normal(*latent_shape)
@@ -44,6 +45,7 @@ def gradient_rollout(
         prediction = denoise(x_t, step_t, cond)
         if branching.applies_at(t, sampler):
             scores, gradient = judge.gradient(sampler.predict_x0(prediction, x_t, step_t), step_t, prompts)
+            check_scores(scores, t)
             half = _half_difference(gradient.float(), t)
             pair = torch.stack([half, -half], 1)
             comparisons.append(StepComparisons(cond, step_t, x_t[:, None], prediction[:, None], pair))
@@ -54,10 +56,7 @@ def gradient_rollout(
 
 def _half_difference(gradient: Float[Tensor, "b c h w"], t: int) -> Float[Tensor, "b c h w"]:
     """Gradients scaled to the length sqrt(D / 2); zeros stay zeros."""
-    if not gradient.isfinite().all():
-        raise ValueError(
-            f"the judge's gradient at timestep {t} is not finite; check its precision, and that decoded images are"
-        )
+    check_finite(gradient, f"the gradient of the judge's score at timestep {t}", "check the files of judge and VAE")
     norm = gradient.flatten(1).norm(dim=1)[:, None, None, None]
     length = (gradient[0].numel() / 2) ** 0.5
     return torch.where(norm > 0, gradient * (length / norm.clamp_min(1e-30)), 0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from stepalign.batch import Conditioning
 from stepalign.config import to_plain
 from stepalign.protocols import Decode, Denoiser, Judge, Metric, Sampler
-from stepalign.rollout import sample
+from stepalign.rollout import check_scores, sample
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.statistics import clusters_of, paired_difference
 
@@ -59,7 +59,9 @@ def generate(
         x_0 = sample(denoise, sampler, cond=encode(chunk), latent_shape=latent_shape, noise=noise)
         image = (decode(x_0) / 2 + 0.5).clamp(0, 1).cpu()
         zero = torch.zeros(len(chunk), dtype=torch.long, device=device)
-        scores["judge"].append(judge(x_0, x_0, zero, chunk).cpu())
+        judged = judge(x_0, x_0, zero, chunk)
+        check_scores(judged, 0)
+        scores["judge"].append(judged.cpu())
         for name, metric in metrics.items():
             scores[name].append(metric(image, chunk).cpu())
         images += [picture for row, picture in zip(own, image, strict=True) if row < num_kept]

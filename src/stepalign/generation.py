@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +25,7 @@ from torch import Tensor
 from stepalign.assemble import base_model, guided_network, precision_of
 from stepalign.checkpoint import replacing, write_text
 from stepalign.config import require, to_plain
+from stepalign.finite import NotFinite
 from stepalign.images import open_image
 from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
 from stepalign.metrics.picture_metric import to_pictures
@@ -34,7 +35,7 @@ from stepalign.models.unet import replace_unet
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork
 from stepalign.prompts_cut import count_cut
-from stepalign.recipes import SDXL_VAE, FrozenModel, local_path
+from stepalign.recipes import FrozenModel, local_path
 from stepalign.rollout import sample
 from stepalign.run_directory import Silence, Watcher, claim, device_name, versions
 from stepalign.sampler import DDIM
@@ -189,20 +190,25 @@ def _decoded(choice: Generation, drawing: _Drawing, rows: list[ImageRow]) -> Flo
     model = drawing.model
     noise = PromptNoise([generator_for(choice.seed, Purpose.GENERATION, *row.key) for row in rows], device=model.device)
     cond = model.encode([row.prompt for row in rows])
-    x_0 = sample(drawing.guided, drawing.sampler, cond=cond, latent_shape=model.latent_shape, noise=noise)
-    _check_finite(x_0, rows, "has latents", "give --base.precision bf16 or fp32: fp16 overflows in the network")
+    with _naming(rows):
+        x_0 = sample(drawing.guided, drawing.sampler, cond=cond, latent_shape=model.latent_shape, noise=noise)
     at_once = choice.base.max_batch or len(x_0)
-    images = torch.cat([model.decode(x_0[start : start + at_once]) for start in range(0, len(x_0), at_once)])
-    advice = f"fp16 overflows in the first VAE of SDXL: give --base.vae {SDXL_VAE}, or --base.precision bf16 or fp32"
-    _check_finite(images, rows, "was decoded to pixels", advice)
-    return images
+    images = []
+    for start in range(0, len(x_0), at_once):
+        with _naming(rows[start:]):
+            images.append(model.decode(x_0[start : start + at_once]))
+    return torch.cat(images)
 
 
-def _check_finite(values: Float[Tensor, "b c h w"], rows: list[ImageRow], what: str, advice: str) -> None:
-    for row, finite in zip(rows, values.isfinite().flatten(1).all(1).tolist(), strict=True):
-        if not finite:
-            which = f"picture {row.image_index} of prompt {row.prompt_index} ({row.prompt[:80]!r})"
-            raise ValueError(f"{which} {what} that are not finite numbers; {advice}")
+@contextmanager
+def _naming(rows: list[ImageRow]) -> Iterator[None]:
+    """Name the image whose values stopped being finite, the first of a batch of these rows."""
+    try:
+        yield
+    except NotFinite as error:
+        row = rows[error.row]
+        which = f"image {row.image_index} of prompt {row.prompt_index} ({row.prompt[:80]!r})"
+        raise ValueError(f"{which}: {error}") from error
 
 
 def _rows(choice: Generation, prompts: list[str], categories: list[str] | None) -> list[ImageRow]:

@@ -3,6 +3,7 @@
 recipe.yaml      the resolved recipe; `stepalign train recipe.yaml` runs it again
 metrics.jsonl    a row per round
 checkpoint.pt    what the same command goes on from
+not-finite.pt    the comparisons on which training stopped being finite, if it did
 adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`, and kohya.safetensors, the same
                  adapter for ComfyUI and A1111
 guard.jsonl      held-out scores during training, where the recipe has a guard
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
-from stepalign.checkpoint import RunState, load_state, save_state, write_text
+from stepalign.checkpoint import RunState, load_state, replacing, save_state, write_text
 from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare
 from stepalign.figures import plot_weights
+from stepalign.finite import NotFinite
 from stepalign.guard import GuardWatch
 from stepalign.held_out import measure, sampling_of
 from stepalign.parallel import processes
@@ -50,8 +52,9 @@ from stepalign.run_directory import (
     write_rows,
 )
 from stepalign.seeding import PromptNoise, Purpose, generator_for
+from stepalign.updater import Diverged
 
-ADAPTER, SCORES = "adapter", "scores.jsonl"
+ADAPTER, SCORES, BAD_BATCH = "adapter", "scores.jsonl", "not-finite"
 NUM_EXAMPLES = 12
 
 
@@ -169,7 +172,7 @@ def _train(
         guard.look()
     stopped = False
     while trainer.num_rounds < total and not stopped:
-        row = trainer.round(watcher.phase)
+        row = _round(recipe, parts, output, watcher)
         rows.append(row)
         watcher.round(row, total)
         if is_main and not (output / RECIPE).is_file():  # not before a round worked, so that a failure leaves nothing
@@ -180,6 +183,30 @@ def _train(
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total or stopped):
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT)
+
+
+def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict[str, object]:
+    """One round of training.
+
+    Raises ValueError when a value stops being a finite number, naming the part, the round, what is kept, and the file
+    with the comparisons that it happened on.
+    """
+    trainer = parts.trainer
+    try:
+        return trainer.round(watcher.phase)
+    except NotFinite as error:
+        message = f"round {trainer.num_rounds + 1}: {error}"
+        if isinstance(error, Diverged):
+            rank = processes().process_index
+            path = output / (f"{BAD_BATCH}.pt" if rank == 0 else f"{BAD_BATCH}-{rank}.pt")
+            if rank == 0 and not (output / RECIPE).is_file():
+                write_text(output / RECIPE, to_yaml(recipe))
+            with replacing(path) as temporary:
+                torch.save(error.batch, temporary)
+            message += f"; its comparisons are in {path}"
+        if (output / CHECKPOINT).is_file():
+            message += f"; the checkpoint in {output} is from before"
+        raise ValueError(message) from error
 
 
 def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated, Generated] | None:

@@ -18,9 +18,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from stepalign.batch import Conditioning, cat
+from stepalign.finite import NotFinite, check_finite, precision_remedy
 from stepalign.protocols import Denoiser, Role
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+NAMES: dict[Role, str] = {
+    "policy": "the UNet with the trained adapter",
+    "ema": "the UNet with the adapter's running average",
+    "reference": "the base UNet",
+}
+DAMAGED = "the model's files are damaged, or are not of this architecture"
+DIVERGED = "training has diverged: start again with a lower training.learning_rate"
+GROWN = "the predictions before them grew without bound; check the model's files, or its adapter's learning rate"
 
 
 class GuidedNetwork:
@@ -46,7 +55,7 @@ class GuidedNetwork:
         self.negative = negative
         self.autocast = autocast
         self.max_batch = max_batch
-        """Samples at once when no gradient is needed; None for all."""
+        """Samples at once; None for all."""
 
     @property
     def passes(self) -> int:
@@ -56,10 +65,27 @@ class GuidedNetwork:
     def __call__(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        if self.max_batch is None or torch.is_grad_enabled() or len(x_t) <= self.max_batch:
-            return self._predict(x_t, t, cond)
-        rows = [slice(start, start + self.max_batch) for start in range(0, len(x_t), self.max_batch)]
-        return torch.cat([self._predict(x_t[row], t[row], cond[row]) for row in rows])
+        """A guided prediction; raises NotFinite, naming what was not finite first."""
+        return self.predict(x_t, t, cond, name="the UNet", otherwise=DAMAGED)
+
+    def predict(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, name: str, otherwise: str
+    ) -> Float[Tensor, "b c h w"]:
+        """A guided prediction by a network of this name; `otherwise` is what to try where it is not finite and
+        precision is not the cause.
+
+        The batches are the same with gradients and without, so that two roles that are equal predict the same bits.
+        """
+        size = self.max_batch or max(1, len(x_t))
+        rows = [slice(start, start + size) for start in range(0, max(1, len(x_t)), size)]
+        parts = [self._predict(x_t[row], t[row], cond[row]) for row in rows]
+        prediction = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if not prediction.isfinite().all():
+            check_finite(cond.tokens, "the text encoder's output", DAMAGED)
+            check_finite(x_t, f"the latents at timestep {_span(t)}", GROWN)
+            remedy = precision_remedy(self.autocast or torch.float32, "base.precision", otherwise=otherwise)
+            check_finite(prediction, f"the prediction of {name} at timestep {_span(t)}", remedy)
+        return prediction
 
     def _predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         if self.guidance_scale == 1:
@@ -117,12 +143,21 @@ class LoraPolicy:
     def predict(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, role: Role
     ) -> Float[Tensor, "b c h w"]:
-        """A guided prediction; gradients flow for the role "policy" only."""
+        """A guided prediction; gradients flow for the role "policy" only.
+
+        Raises NotFinite: of the base model where it is not finite without the adapter either.
+        """
         self.calls[role] += self.guided.passes * len(x_t)
-        if role == "policy":
-            return self.guided(x_t, t, cond)
-        with torch.no_grad(), self._as(role):
-            return self.guided(x_t, t, cond)
+        named = {"name": NAMES[role], "otherwise": DAMAGED if role == "reference" else DIVERGED}
+        try:
+            if role == "policy":
+                return self.guided.predict(x_t, t, cond, **named)
+            with torch.no_grad(), self._as(role):
+                return self.guided.predict(x_t, t, cond, **named)
+        except NotFinite:
+            if role != "reference":
+                self.predict(x_t, t, cond, role="reference")
+            raise
 
     def denoiser(self, role: Role) -> Denoiser:
         """The policy in one role, as a denoiser for sampling."""
@@ -169,3 +204,9 @@ class LoraPolicy:
         for layer in self._layers:
             layer.enable_adapters(role != "reference")
             layer.set_adapter(["ema" if role == "ema" else "policy"], inference_mode=role != "policy")
+
+
+def _span(t: Int[Tensor, " b"]) -> str:
+    """A batch's timestep, or its first and last."""
+    low, high = int(t.min()), int(t.max())
+    return str(low) if low == high else f"{low} to {high}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stepalign.batch import Conditioning, StepCandidates
 from stepalign.config import require
+from stepalign.finite import check_finite
 from stepalign.protocols import Denoiser, Judge, Sampler
 from stepalign.seeding import PromptNoise
 
@@ -120,7 +121,7 @@ def rollout(
     judgements for each window: 16 k where j = 1. Going on at the next step costs min(j, steps left) k predictions for
     every branching.
 
-    Raises ValueError when the judge returns anything but finite numbers.
+    Raises NotFinite, naming the part, when a prediction, a decoded image or a score is not a finite number.
     """
     b, k = len(prompts), branching.num_candidates
     tiled, repeated = cond.tile(k), [prompt for prompt in prompts for _ in range(k)]
@@ -203,7 +204,7 @@ def _judge(
     flat, flat_t = end.x_t.flatten(0, 1), torch.full((b * k,), end.t, device=end.x_t.device)
     x_0 = flat if end.prediction is None else sampler.predict_x0(end.prediction.flatten(0, 1), flat, flat_t)
     scores = judge(flat, x_0, flat_t, prompts).float().reshape(b, k)
-    _check_finite(scores, end.t)
+    check_scores(scores.flatten(), end.t)
     transitions = []
     for at, draws in zip(trace, noises, strict=False):
         assert at.prediction is not None
@@ -255,10 +256,6 @@ def _choose(rule: Continuation, scores: Float[Tensor, "b k"], noise: PromptNoise
             return scores.argmin(1)
 
 
-def _check_finite(scores: Float[Tensor, "b k"], t: int) -> None:
-    bad = int((~scores.isfinite()).sum())
-    if bad:
-        raise ValueError(
-            f"the judge gave {bad} of {scores.numel()} images at timestep {t} a score that is not a finite number; "
-            "check its weights and precision (fp32 scores), or that decoded images are finite"
-        )
+def check_scores(scores: Float[Tensor, " b"], t: int) -> None:
+    """Raise NotFinite, naming the judge, unless all scores at a timestep are finite numbers."""
+    check_finite(scores, f"the judge's scores at timestep {t}", "check the files of the judge")

@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
+SMALLEST_ALPHA = 1e-12
+"""Cumulative alphas below it are zero terminal SNR (Lin et al., arXiv 2305.08891); cosine schedules end at 2e-9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,18 @@ class NoiseSchedule:
     prediction_type: PredictionType
     timesteps: tuple[int, ...]
     """The sampling grid, from high noise to low."""
+
+    def __post_init__(self) -> None:
+        alphas = self.alphas_cumprod
+        if not ((alphas >= 0) & (alphas <= 1)).all():
+            raise ValueError("noise schedule: cumulative alphas lie between 0 and 1; check the scheduler's betas")
+        if self.prediction_type == "epsilon" and alphas.min() < SMALLEST_ALPHA:
+            raise ValueError(
+                f"noise schedule: its cumulative alpha falls to {alphas.min().item():.3g} at timestep "
+                f"{int(alphas.argmin())} (zero terminal SNR, rescale_betas_zero_snr), where noise alone says nothing "
+                "of the image: an epsilon model cannot sample from there; take the model's own scheduler config, or "
+                "prediction_type v_prediction if that is what the model was trained with"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ their gradients, so that their number changes nothing but the speed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,13 +19,14 @@ from torch import Tensor
 from stepalign.batch import Conditioning, StepComparisons, pair
 from stepalign.checkpoint import RunState
 from stepalign.clean_gradient import gradient_rollout
+from stepalign.finite import NotFinite, check_finite
 from stepalign.parallel import processes
 from stepalign.prompts import PromptStream
 from stepalign.protocols import DifferentiableJudge, Judge, Objective, Sampler, TrainablePolicy
 from stepalign.rollout import Branching, rollout
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.train_settings import Training
-from stepalign.updater import Experience, Updater
+from stepalign.updater import Experience, Learned, Updater
 
 Tick = Callable[[str, int, int], None]
 """Called with "sample" or "train", how much of that phase is done and how much there is."""
@@ -68,7 +70,7 @@ class Trainer:
     def round(self, tick: Tick = lambda phase, done, total: None) -> dict[str, object]:
         """Do one round and return its row of metrics."""
         start = time.perf_counter()
-        experience = self._collect(tick)
+        experience = self._collect_together(tick)
         self.book("sampling")
         learned = self.updater.learn(
             experience, index=self.num_rounds, tick=lambda done, total: tick("train", done, total)
@@ -77,7 +79,7 @@ class Trainer:
         self.num_rounds += 1
         self.num_comparisons += learned.num_comparisons
         self.seconds += time.perf_counter() - start
-        return self._summarise(experience, gather_object(learned.rows), learned.grad_norms)
+        return self._summarise(experience, learned)
 
     @property
     def num_updates(self) -> int:
@@ -92,6 +94,8 @@ class Trainer:
             num_rounds=self.num_rounds,
             num_updates=self.num_updates,
             num_comparisons=self.num_comparisons,
+            num_skipped=self.updater.num_skipped,
+            num_failures=self.updater.num_failures,
             seconds=self.seconds,
             calls=dict(self.calls),
             adapter={name: tensor.detach().cpu().clone() for name, tensor in self.policy.adapter.items()},
@@ -105,10 +109,31 @@ class Trainer:
         if state.prompts != self.stream.digest:
             raise ValueError("prompts: they are not those this run began with; restore the file, or start a new run")
         self.policy.load(adapter=state.adapter, ema=state.ema)
-        self.updater.restore(optimizer=state.optimizer, scaler=state.scaler, num_updates=state.num_updates)
+        for name in ("adapter", "ema"):
+            for tensor in getattr(state, name).values():
+                check_finite(tensor, f"checkpoint: its {name}", "it was damaged, or written by an older version")
+        self.updater.restore(
+            optimizer=state.optimizer,
+            scaler=state.scaler,
+            num_updates=state.num_updates,
+            num_skipped=state.num_skipped,
+            num_failures=state.num_failures,
+        )
         self.num_rounds = state.num_rounds
         self.num_comparisons, self.seconds = state.num_comparisons, state.seconds
         self.calls = Counter(state.calls)
+
+    def _collect_together(self, tick: Tick) -> Experience:
+        """Every process's experience; a value that is not finite on one of them raises NotFinite on all."""
+        experience, fault = None, ""
+        try:
+            experience = self._collect(tick)
+        except NotFinite as error:
+            fault = str(error)
+        faults = [found for found in gather_object([fault]) if found]
+        if experience is None or faults:
+            raise NotFinite(faults[0])
+        return experience
 
     def _collect(self, tick: Tick) -> Experience:
         """Sample this process's share of the round's prompts and pair every pool."""
@@ -166,28 +191,31 @@ class Trainer:
         for work in gather_object([self.work(phase)]):
             self.calls.update(work)
 
-    def _summarise(
-        self, experience: Experience, rows: list[dict[str, float]], grad_norms: list[float]
-    ) -> dict[str, object]:
+    def _summarise(self, experience: Experience, learned: Learned) -> dict[str, object]:
+        rows: list[dict[str, float]] = gather_object(learned.rows)
         judge_scores = gather_object(experience.judge_scores)
         num_pools = sum(gather_object([experience.num_pools]))
-
-        def mean(values: list[float]) -> float | None:
-            return sum(values) / len(values) if values else None
-
         names = [name for name in rows[0] if name != "t"] if rows else []
         by_timestep = {
-            str(int(t)): mean([row["rms_delta"] for row in rows if row["t"] == t])
+            str(int(t)): _mean([row["rms_delta"] for row in rows if row["t"] == t])
             for t in sorted({row["t"] for row in rows}, reverse=True)
         }
         return {
             "round": self.num_rounds,
             "seconds": round(self.seconds, 3),
-            "judge_score": mean(judge_scores),
-            "comparisons": len(rows),
-            "kept": len(rows) / num_pools if num_pools else None,
-            "updates": len(grad_norms),
-            "grad_norm": mean(grad_norms),
-            **{name: mean([row[name] for row in rows]) for name in names},
+            "judge_score": _mean(judge_scores),
+            "comparisons": learned.num_found,
+            "kept": learned.num_found / num_pools if num_pools else None,
+            "updates": len(learned.grad_norms),
+            "skipped": learned.num_skipped,
+            "loss_scale": learned.loss_scale,
+            "grad_norm": _mean(learned.grad_norms),
+            **{name: _mean([row[name] for row in rows]) for name in names},
             "rms_delta_by_timestep": by_timestep,
         }
+
+
+def _mean(values: list[float]) -> float | None:
+    """Of the values that are finite numbers; None where none is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else None

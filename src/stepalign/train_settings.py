@@ -9,6 +9,9 @@ from stepalign.batch import Pairing
 from stepalign.config import require
 from stepalign.protocols import Role
 
+LARGEST = 1e15
+"""Bound of a learning rate and a weight decay: the optimizer multiplies them, in fp32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Training:
@@ -38,13 +41,22 @@ class Training:
     """Gradient clipping; the papers' programs configure 1.0 without effect."""
     ema_decay: float = 0.9
     """Of the running average, after every optimizer step."""
+    max_skipped: int = 5
+    """Updates in a row whose gradient is not finite after which the run stops; each is skipped, and changes nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "prompts_per_round", "sample_batch", "comparisons_per_update", "train_batch"):
+        for name in (
+            "num_rounds",
+            "prompts_per_round",
+            "sample_batch",
+            "comparisons_per_update",
+            "train_batch",
+            "max_skipped",
+        ):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
         require(0 <= self.min_gap <= 1, "training.min_gap", self.min_gap, "between 0 and 1")
-        require(self.learning_rate > 0, "training.learning_rate", self.learning_rate, "positive")
-        require(self.weight_decay >= 0, "training.weight_decay", self.weight_decay, "at least 0")
+        require(0 < self.learning_rate < LARGEST, "training.learning_rate", self.learning_rate, "positive, below 1e15")
+        require(0 <= self.weight_decay < LARGEST, "training.weight_decay", self.weight_decay, "at least 0, below 1e15")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "training.max_grad_norm", norm, "positive, or None")

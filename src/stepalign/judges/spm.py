@@ -28,6 +28,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from stepalign.checkpoint import write_text
 from stepalign.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 from stepalign.config import require
+from stepalign.finite import check_finite, precision_remedy
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
 from stepalign.judges.spm_files import (
     CARD,
@@ -247,7 +248,11 @@ class StepAwareJudge:
     ) -> Float[Tensor, " b"]:
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
         self.num_images += len(x_0)
-        return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+        scores = decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
+        precision = self.model.visual_projection.weight.dtype
+        remedy = precision_remedy(precision, "judge.precision", otherwise="the judge's files are damaged")
+        check_finite(scores, f"the judge's scores at timestep {int(t[0])}" if len(t) else "the judge's scores", remedy)
+        return scores
 
     def num_cut(self, prompts: list[str]) -> int:
         """How many prompts are longer than the text tower reads."""

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning, cat
 from stepalign.clip import num_cut
+from stepalign.finite import check_finite
 from stepalign.models.lora_files import write_lora
 from stepalign.sampler import NoiseSchedule
 
@@ -108,14 +109,28 @@ class BaseModel:
         """Latents to images with values in [-1, 1], not clamped, float32."""
         vae = self.pipeline.vae
         shift = vae.config.shift_factor or 0.0
-        return vae.decode((x_0 / vae.config.scaling_factor + shift).to(vae.dtype)).sample.float()
+        images = vae.decode((x_0 / vae.config.scaling_factor + shift).to(vae.dtype)).sample.float()
+        if not images.isfinite().all():
+            check_finite(x_0, "the latents to decode", "the predictions behind them grew without bound")
+            check_finite(images, "the images decoded by the VAE", self._vae_remedy())
+        return images
 
     @torch.no_grad()
     def encode_images(self, images: Float[Tensor, "b 3 hh ww"]) -> Float[Tensor, "b c h w"]:
         """Images with values in [-1, 1] to latents: the mode of the VAE's posterior."""
         vae = self.pipeline.vae
         latents = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode().float()
+        check_finite(latents, "the latents that the VAE encodes images to", self._vae_remedy())
         return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+
+    def _vae_remedy(self) -> str:
+        """What to try where the VAE's output is not finite."""
+        if self.pipeline.vae.dtype == torch.float16:
+            return (
+                "fp16 overflows in SDXL's first VAE: give --base.vae madebyollin/sdxl-vae-fp16-fix, or "
+                "--base.precision bf16 or fp32"
+            )
+        return "the VAE's files are damaged: name another with --base.vae"
 
     def schedule(self, num_steps: int) -> NoiseSchedule:
         """The model's own noise schedule on a grid of DDIM steps."""

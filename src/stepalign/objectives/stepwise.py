@@ -79,9 +79,9 @@ class Stepwise:
         p = batch.x_t.shape[1]
         x_t, t, cond = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(p), batch.cond.tile(p)
         with torch.no_grad():
-            eps_ref = sampler.predict_eps(policy.predict(x_t, t, cond, role="reference"), x_t, t)
+            eps_ref = self._eps(sampler, policy.predict(x_t, t, cond, role="reference"), x_t, t)
             base = self._base(policy, sampler, batch, x_t, t, cond)
-        eps = sampler.predict_eps(policy.predict(x_t, t, cond, role="policy"), x_t, t)
+        eps = self._eps(sampler, policy.predict(x_t, t, cond, role="policy"), x_t, t)
 
         noise = batch.noise
         if self.noise == "max-min" and p == 1:
@@ -109,7 +109,7 @@ class Stepwise:
             loss = torch.where(outside, loss.detach(), loss)
         metrics = {
             "margin": margin.detach(),
-            "accuracy": (margin.detach() > 0).to(margin.dtype),
+            "accuracy": (margin.detach().sign() + 1) / 2,
             "rms_delta": rms_delta,
             "outside": outside.to(margin.dtype),
         }
@@ -118,7 +118,7 @@ class Stepwise:
     def guidance_step(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
         if self.weighting == "spo":
-            return sampler.sigma(t) / sampler.noise_response(t)
+            return sampler.sigma(t) / _response(sampler, t)
         return self.gamma * (1 - sampler.alpha_bar(t)).sqrt()
 
     def kappa(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -141,8 +141,26 @@ class Stepwise:
         if self.trust_region != "clamp" and batch.x_t.shape[1] == 1:
             return None
         if self.trust_region != "clamp" or self.weighting == "spo":
-            return sampler.predict_eps(batch.prediction.flatten(0, 1), x_t, t)
-        return sampler.predict_eps(policy.predict(x_t, t, cond, role="ema"), x_t, t)
+            return self._eps(sampler, batch.prediction.flatten(0, 1), x_t, t)
+        return self._eps(sampler, policy.predict(x_t, t, cond, role="ema"), x_t, t)
+
+    def _eps(
+        self,
+        sampler: Sampler,
+        prediction: Float[Tensor, "n c h w"],
+        x_t: Float[Tensor, "n c h w"],
+        t: Int[Tensor, " n"],
+    ) -> Float[Tensor, "n c h w"]:
+        """The noise that a prediction implies; under "spo", minus the step's mean where the SNR is zero.
+
+        There x_t is noise alone, whatever the prediction, and c_t infinite: the limit of c_t delta is the difference
+        of the means, which is finite. `_response` is 1 there, so that all formulas hold.
+        """
+        eps = sampler.predict_eps(prediction, x_t, t)
+        if self.weighting != "spo" or sampler.noise_response(t).isfinite().all():
+            return eps
+        zero = sampler.noise_response(t).isinf()[:, None, None, None]
+        return torch.where(zero, -sampler.transition(prediction, x_t, t).mean, eps)
 
 
 SPO = Stepwise(weighting="spo", trust_region="clamp", noise="separate")
@@ -157,14 +175,20 @@ def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) 
     snr = alpha_bar / (1 - alpha_bar)
     match weighting:
         case "spo":
-            return (sampler.noise_response(t) / sampler.sigma(t)) ** 2 / 2
+            return (_response(sampler, t) / sampler.sigma(t)) ** 2 / 2
         case "gradspo":
             return torch.ones_like(snr)
         case "min-snr":
-            return snr.clamp_max(MIN_SNR_CAP) / snr
+            return torch.where(snr > MIN_SNR_CAP, MIN_SNR_CAP / snr, 1.0)  # 1, too, where the SNR is 0
         case "p2":
             return 1 / (1 + snr)
     assert_never(weighting)
+
+
+def _response(sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """c_t, and 1 where the SNR is zero and c_t infinite; see `Stepwise._eps`."""
+    response = sampler.noise_response(t)
+    return torch.where(response.isinf(), 1.0, response)
 
 
 def clip_limits(clip: float) -> tuple[float, float]:
