@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from worlds import BrightnessJudge, make_trainer
 
 from stepalign import guard, job
-from stepalign.assemble import Parts
+from stepalign.assemble import GuardPrompts, Parts
 from stepalign.config import change
 from stepalign.evaluate import Generated
 from stepalign.held_out import measure
@@ -30,10 +30,10 @@ Row = dict[str, Any]
 NUM_PROMPTS = 3
 SCRIPT = {
     "judge": [0.0, 1.0, 2.0, 3.0],
-    "aesthetic": [0.5, 0.75, 0.625, 0.25],
+    "aesthetic": [0.5, 0.75, 0.375, 0.25],
     "alignment": [0.5, 0.5, 0.75, 1.0],
 }
-"""Means by round: at round 2 the aesthetic has fallen since round 1, at round 3 further."""
+"""Means by round: at round 2 the aesthetic has fallen below the base model's, at round 3 further; 1 was its best."""
 
 
 class Notes(Silence):
@@ -74,14 +74,16 @@ def parts_of(model: BaseModel, recipe: Recipe) -> Parts:
     trainer = make_trainer(policy=policy, judge=judge, **given)
     oracles = {"aesthetic": lambda x, _: x.std((1, 2, 3)), "alignment": lambda x, _: -x.std((1, 2, 3))}
     held_out = split_captions()[1][:NUM_PROMPTS]
-    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles, {}, {}, {})
+    first = held_out[: recipe.guard.num_prompts]
+    watched = GuardPrompts(first, first, evaluated=True)
+    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles, {}, {}, {}, watched)
 
 
 def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated:
-    """The measurement, with the scores of the script."""
+    """The measurement, with the scores of the script; the reference has those of round 0."""
     found = measure(recipe, parts, role, **given)
-    spread = torch.arange(given["num_prompts"]) / 8
-    now = parts.trainer.num_rounds
+    spread = torch.arange(len(given["prompts"])) / 8
+    now = 0 if role == "reference" else parts.trainer.num_rounds
     return Generated(found.images, {name: SCRIPT[name][now] + spread for name in found.scores})
 
 

@@ -67,7 +67,7 @@ def found() -> list[dict[str, Any]]:
     for num_prompts, num_kept in CASES:
         world, ticks = World([]), []
         generated: Generated = measure(
-            recipe, world.parts(), "policy", num_prompts=num_prompts, num_kept=num_kept, tick=ticks.append
+            recipe, world.parts(), "policy", prompts=PROMPTS[:num_prompts], num_kept=num_kept, tick=ticks.append
         )
         results.append({"scores": generated.scores, "images": generated.images, "asked": world.asked, "ticks": ticks})
     return results

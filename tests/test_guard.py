@@ -1,19 +1,30 @@
-"""The guard's rule by hand: when a rise of the judge's score is one that a held-out metric contradicts."""
+"""The guard's test by hand: what has fallen below the base model's, and how seldom a healthy run alarms."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import normal
 from guarded import recipe_of
 
-from stepalign.guard import alarm_of, best_rows, describe, style_columns
+from stepalign.assemble import GuardPrompts, guard_prompts
+from stepalign.guard import style_columns
+from stepalign.guard_rule import (
+    ALPHA,
+    CONFIRMING,
+    best_rows,
+    confirmed,
+    describe,
+    falls,
+    screening_level,
+    watched_metrics,
+)
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.metrics.style import style_of
 from stepalign.recipes import RECIPES
-from stepalign.statistics import bca_interval
 
 Row = dict[str, Any]
 
@@ -24,84 +35,136 @@ def row(num_rounds: int, judge: list[float], alarm: Row | None = None, **metrics
     return {"round": num_rounds, "scores": {"judge": judge, **scores}, "alarm": alarm}
 
 
-def alarm(*rows: Row) -> Row | None:
-    """The alarm that the last of some measurements gives."""
-    return alarm_of([*rows[:-1]], rows[-1]["scores"])
+def columns(judge: list[float], **metrics: list[float]) -> dict[str, list[float]]:
+    return row(0, judge, **metrics)["scores"]
 
 
-# The rule
+BASE = columns([1.0, 2.0, 0.0, 1.0], hps=[0.5, 1.0, 0.75, 0.5], reward=[3.0, 1.0, 2.0, 2.0])
 
 
-def test_an_alarm_by_hand() -> None:
-    """The judge rises by 3 and 5, the metric falls by .25 and .75: 4 and -.5 in the mean, neither interval with a 0."""
-    found = alarm(row(0, [1.0, 2.0], hps=[0.5, 1.0]), row(4, [4.0, 7.0], hps=[0.25, 0.25]))
-    assert found is not None
-    interval = bca_interval(torch.tensor([-0.25, -0.75]).double().numpy())
-    assert found == {"metric": "hps", "since": 0, "judge": 4.0, "change": -0.5, "interval": list(interval)}
-    assert -0.75 <= interval[0] < interval[1] < 0
-    assert describe(found | {"interval": [-0.7, -0.3]}) == (
-        "since round 0 the judge's score has risen by 4 while hps has fallen by 0.5 (0.3 to 0.7) on held-out prompts"
-    )
+def moved(**changes: list[float]) -> dict[str, list[float]]:
+    """The base model's scores with a change for every prompt."""
+    return {name: [a + b for a, b in zip(BASE[name], changes.get(name, [0.0] * 4), strict=True)] for name in BASE}
+
+
+# The test
+
+
+def test_a_fall_by_hand() -> None:
+    """hps falls by .25, .5, .25 and 0: .25 in the mean, with a standard error of .2041 / 2: t = 2.449 with three
+    degrees of freedom, p = .0459. The judge rises by 2, 2, 3, 3: t = 8.66, p = .0016."""
+    model = moved(judge=[2.0, 2.0, 3.0, 3.0], hps=[-0.25, -0.5, -0.25, 0.0])
+    (fall,) = falls(BASE, model, level=0.05)
+    assert (fall.metric, fall.kind, fall.judge, fall.change) == ("hps", "gamed", 2.5, -0.25)
+    assert fall.p_value == pytest.approx(0.0459, abs=1e-4)
+    assert fall.interval == pytest.approx((-0.25 - 3.1824 * 0.10206, -0.25 + 3.1824 * 0.10206), abs=1e-4)
+    assert falls(BASE, model, level=0.045) == []
 
 
 @pytest.mark.parametrize(
-    ("judge", "metric"),
-    [
-        ([2.0, 3.0], [2.0, 3.0]),
-        ([2.0, 3.0], [1.0, 2.0]),
-        ([1.0, 2.0], [0.0, 1.0]),
-        ([0.0, 1.0], [0.0, 1.0]),
-        ([0.0, 1.0], [2.0, 3.0]),
-        ([9.0, 1.0], [0.0, 1.0]),
-        ([2.0, 3.0], [1.5, 1.0]),
-        ([1.0, 9.0], [0.0, 2.0]),
-    ],
-    ids=["both-up", "metric-stays", "judge-stays", "both-down", "better", "judge-unsure", "metric-unsure", "touching"],
+    ("rise", "kind"), [([9.0, -1.0, 0.0, 1.0], "collapsed"), ([-1.0] * 4, "collapsed"), ([1.0] * 4, "gamed")]
 )
-def test_no_alarm_unless_the_judge_is_surely_up_and_the_metric_surely_down(
-    judge: list[float], metric: list[float]
-) -> None:
-    base = row(0, [1.0, 2.0], hps=[1.0, 2.0])
-    assert alarm(base, row(1, [2.0, 3.0], hps=[0.0, 1.0])) is not None
-    assert alarm(base, row(1, judge, hps=metric)) is None
+def test_a_fall_without_a_surely_higher_judge_is_a_collapse(rise: list[float], kind: str) -> None:
+    (fall,) = falls(BASE, moved(judge=rise, hps=[-1.0] * 4), level=0.001)
+    assert (fall.kind, fall.change) == (kind, -1.0)
 
 
-def test_both_are_measured_since_the_metrics_best_round() -> None:
-    """Round 1 is the best: the metric may fall and still be above the start, the judge must have risen from there."""
-    rows = [row(0, [0.0, 0.0], hps=[1.0, 1.0]), row(1, [5.0, 5.0], hps=[3.0, 3.0])]
-    found = alarm(*rows, row(2, [6.0, 6.0], hps=[2.0, 2.0]))
-    assert found is not None
-    assert (found["since"], found["judge"], found["change"], found["interval"]) == (1, 1.0, -1.0, [-1.0, -1.0])
-    assert alarm(*rows, row(2, [4.0, 4.0], hps=[0.5, 0.5])) is None
+@pytest.mark.parametrize("changes", [[0.0] * 4, [1.0] * 4, [-5.0, 1.0, 1.0, 1.0], [-1.0, 1.0, -1.0, 1.0]], ids=str)
+def test_no_fall_unless_the_metric_is_significantly_lower(changes: list[float]) -> None:
+    assert falls(BASE, moved(judge=[1.0] * 4, hps=changes), level=0.05) == []
+
+
+def test_a_fall_must_be_found_again_and_only_a_fall_that_was_found() -> None:
+    first = falls(BASE, moved(hps=[-1.0] * 4), level=0.01)
+    again = moved(judge=[2.0] * 4, hps=[-0.5, -0.5, -0.5, -0.25], reward=[-1.0] * 4)
+    (fall,) = confirmed(first, BASE, again)
+    assert (fall.metric, fall.kind, fall.change) == ("hps", "gamed", -0.4375)
+    assert confirmed(first, BASE, moved(hps=[-1.0, 1.0, 0.0, 0.0])) == []
+    assert confirmed([], BASE, again) == []
+
+
+def test_style_describes_and_never_falls() -> None:
+    base = {**BASE, "style: contrast": [9.0] * 4}
+    assert falls(base, {**moved(), "style: contrast": [0.0] * 4}, level=0.05) == []
+    assert watched_metrics(base) == ["hps", "reward"]
+    assert best_rows([{"round": 0, "scores": base}]).keys() == {"hps", "reward"}
+
+
+def test_an_alarm_in_words() -> None:
+    told = {"metric": "hps", "judge": 4.0, "change": -0.5, "interval": [-0.7, -0.3], "since": 3}
+    assert describe({**told, "kind": "gamed"}) == (
+        "the judge's score is 4 above the base model's while hps is 0.5 (0.3 to 0.7) below the base model's on "
+        "held-out prompts, twice; it was best at round 3"
+    )
+    assert describe({**told, "kind": "collapsed"}).startswith(
+        "hps is 0.5 (0.3 to 0.7) below the base model's without a rise of the judge's score on held-out prompts"
+    )
+
+
+def test_the_first_levels_bound_the_whole_run() -> None:
+    """Independent measurements: 40 tests at 1/40, found again at 2.5 %: 2.5 %; the same prompts: 40 at .05/40: 5 %."""
+    assert screening_level(20, 2, independent=True) * 40 * CONFIRMING == CONFIRMING
+    assert screening_level(20, 2, independent=False) * 40 == ALPHA
+    assert screening_level(3, 1, independent=True) == ALPHA
+    assert screening_level(0, 1, independent=False) == ALPHA
+
+
+@pytest.mark.parametrize("other_prompts", [True, False])
+def test_few_healthy_runs_ever_alarm(other_prompts: bool) -> None:
+    """150 runs of 20 measurements of an unchanged metric with 32 prompts, the judge rising: a test against the best
+    earlier mean at 95 % alarms in 88 %."""
+    rng, alarms = np.random.default_rng(0), 0
+    level = screening_level(20, 1, independent=other_prompts)
+
+    def measured(number: int) -> dict[str, list[float]]:
+        return {"judge": (number + rng.normal(size=32)).tolist(), "hps": rng.normal(size=32).tolist()}
+
+    for _ in range(150):
+        base = measured(0)
+        rows = [measured(number) for number in range(1, 21)]
+        found = [(falls(base, model, level=level), model) for model in rows]
+        alarms += any(confirmed(fell, measured(0), measured(9)) for fell, _ in found)
+    assert alarms / 150 <= 0.05
 
 
 def test_of_equally_good_rounds_it_is_the_first() -> None:
     rows = [row(0, [2.0, 2.0], hps=[1.0, 3.0]), row(1, [1.0, 1.0], hps=[2.0, 2.0]), row(2, [0.0, 0.0], hps=[3.0, 1.0])]
     assert best_rows(rows) == {"hps": rows[0]}
-    assert alarm(*rows, row(3, [1.5, 1.5], hps=[0.0, 0.0])) is None
-    found = alarm(*rows, row(3, [2.5, 2.5], hps=[0.0, 0.0]))
-    assert found is not None
-    assert found["since"] == 0
-
-
-def test_of_several_metrics_it_is_the_one_with_the_earliest_best_round() -> None:
-    first = row(0, [0.0, 0.0], one=[1.0, 1.0], two=[5.0, 5.0], three=[5.0, 5.0])
-    second = row(2, [1.0, 1.0], one=[2.0, 2.0], two=[4.0, 4.0], three=[6.0, 6.0])
-    found = alarm(first, second, row(4, [2.0, 2.0], one=[0.0, 0.0], two=[4.9, 4.9], three=[0.0, 0.0]))
-    assert found is not None
-    assert (found["metric"], found["since"], found["judge"]) == ("two", 0, 2.0)
-    assert alarm(first, second, row(4, [2.0, 2.0], one=[0.0, 0.0], two=[5.0, 5.0], three=[7.0, 7.0]))["metric"] == "one"
-
-
-def test_style_describes_and_never_alarms() -> None:
-    rows = [row(0, [0.0, 0.0], hps=[1.0, 1.0], style_contrast=[9.0, 9.0])]
-    assert best_rows(rows).keys() == {"hps"}
-    assert alarm(*rows, row(1, [1.0, 1.0], hps=[2.0, 2.0], style_contrast=[0.0, 0.0])) is None
-
-
-def test_the_first_measurement_has_nothing_to_fall_from() -> None:
-    assert alarm(row(0, [1.0, 2.0], hps=[1.0, 2.0])) is None
     assert best_rows([]) == {}
+
+
+# The prompts
+
+
+EVERY = [f"prompt {number}" for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("num_evaluated", "first", "second", "evaluated"),
+    [
+        (4, EVERY[4:7], EVERY[7:], False),
+        (6, EVERY[6:9], EVERY[6:9], False),
+        (8, EVERY[:3], EVERY[3:6], True),
+        (10, EVERY[:3], EVERY[3:6], True),
+    ],
+)
+def test_a_guard_has_prompts_of_its_own_as_far_as_there_are_enough(
+    num_evaluated: int, first: list[str], second: list[str], evaluated: bool
+) -> None:
+    found = guard_prompts(EVERY, EVERY[:num_evaluated], 3)
+    assert found == GuardPrompts(first, second, evaluated=evaluated)
+
+
+def test_a_guards_prompts_are_distinct_and_none_of_the_evaluations() -> None:
+    """The evaluation has a and b, which come again."""
+    found = guard_prompts([*"abacbdce"], [*"aba"], 2)
+    assert (found.prompts, found.second, found.evaluated) == ([*"cd"], [*"cd"], False)
+    assert found.describe() == "none of the final evaluation; a second measurement has the same"
+    few = guard_prompts([*"ab"], [*"ab"], 32)
+    assert (few.prompts, few.second, few.evaluated) == ([*"ab"], [*"ab"], True)
+
+
+# Style
 
 
 def test_style_is_that_of_the_pictures_as_they_would_be_saved() -> None:

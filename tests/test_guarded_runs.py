@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from guarded import ADAPTER, SCRIPT, Notes, interrupt, parts_of, recipe_of, rows_of, saved, toy_runs, without_work
@@ -19,12 +20,19 @@ from stepalign.guard import GuardWatch
 from stepalign.held_out import measure
 from stepalign.models.base import BaseModel
 from stepalign.run_directory import Silence
+from stepalign.seeding import Purpose
 from stepalign.train import Trainer
 
 Ended = tuple[Path, dict[str, Any], list[str]]
 """A run's directory, summary and notes."""
 
 Go = Callable[..., dict[str, Any]]
+TOLD = {
+    2: "the judge's score is 2 above the base model's while aesthetic is 0.125 (0.125 to 0.125) below the base model's "
+    "on held-out prompts, twice; it was best at round 1",
+    3: "the judge's score is 3 above the base model's while aesthetic is 0.25 (0.25 to 0.25) below the base model's on "
+    "held-out prompts, twice; it was best at round 1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +87,7 @@ def test_a_warned_run_goes_on_and_only_says_so(plain: dict[int, Path], warned: E
     assert_same(*(state.adapter | state.ema for state in states))
     assert not (output / "guard").exists()
     assert (summary["rounds"], summary["guard"]["kept_round"]) == (3, 3)
-    since = "since round 1 the judge's score has risen by"
-    assert notes == [
-        f"guard, round 2: {since} 1 while aesthetic has fallen by 0.125 (0.125 to 0.125) on held-out prompts",
-        f"guard, round 3: {since} 2 while aesthetic has fallen by 0.5 (0.5 to 0.5) on held-out prompts",
-    ]
+    assert notes == [f"guard, round {number}: {TOLD[number]}" for number in (2, 3)]
 
 
 def test_the_rows_hold_every_prompts_scores_from_before_the_first_round(
@@ -98,6 +102,8 @@ def test_the_rows_hold_every_prompts_scores_from_before_the_first_round(
         style = [name for name in row["scores"] if name.startswith("style: ")]
         assert len(style) == len(row["scores"]) - 3 == 6
         assert all(len(row["scores"][name]) == 2 for name in style)
+        assert ("second" in row) == (number >= 2), "measured again where the first measurement has fallen"
+    assert [rows[2]["second"][side]["judge"] for side in ("base", "model")] == [[0.0, 0.125], [2.0, 2.125]]
     assert [row["alarm"] is None for row in rows] == [True, True, False, False]
 
 
@@ -107,10 +113,13 @@ def test_the_summary_says_what_the_guard_saw(warned: Ended) -> None:
     assert found["rounds"] == [0, 1, 2, 3]
     assert found["means"]["aesthetic"] == [value + 0.0625 for value in SCRIPT["aesthetic"]]
     assert found["means"].keys() == rows[0]["scores"].keys()
-    expected = {"metric": "aesthetic", "since": 1, "judge": 1.0, "change": -0.125, "interval": [-0.125, -0.125]}
-    assert found["alarms"][0] == {"round": 2, **expected}
+    expected = {"metric": "aesthetic", "kind": "gamed", "since": 1, "judge": 2.0, "change": -0.125, "p_value": 0.0}
+    assert found["alarms"][0] == {"round": 2, "interval": [-0.125, -0.125], **expected}
+    assert (found["num_prompts"], found["prompts"].split(";")[0]) == (2, "also those of the final evaluation")
     assert [entry["round"] for entry in found["alarms"]] == [2, 3]
-    assert summary["calls"]["guard_policy"] == 4 * 2 * 2 * 2  # measurements, prompts, steps, guidance
+    each = 2 * 2 * 2  # prompts, steps, guidance
+    assert summary["calls"]["guard_policy"] == (4 + 2) * each, "four measurements, and two again"
+    assert summary["calls"]["guard_reference"] == 2 * each
 
 
 def test_a_stopped_run_ends_with_the_adapter_of_the_metrics_best_round(plain: dict[int, Path], stopped: Ended) -> None:
@@ -122,8 +131,7 @@ def test_a_stopped_run_ends_with_the_adapter_of_the_metrics_best_round(plain: di
     assert (summary["rounds"], summary["guard"]["kept_round"], summary["guard"]["rounds"]) == (2, 1, [0, 1, 2])
     assert [row["round"] for row in rows_of(output, "metrics.jsonl")] == [1, 2]
     assert notes == [
-        "guard, round 2: since round 1 the judge's score has risen by 1 while aesthetic has fallen by 0.125 "
-        "(0.125 to 0.125) on held-out prompts",
+        f"guard, round 2: {TOLD[2]}",
         "guard: training stops, and the adapter of round 1 is kept",
     ]
 
@@ -142,14 +150,17 @@ def test_only_adapters_that_an_alarm_could_go_back_to_are_kept(stopped: Ended) -
 def test_a_round_that_is_the_best_by_no_metric_is_not_kept(
     go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(SCRIPT, "alignment", [0.5, 0.25, 0.25])
+    """The judge's score is what it was, so the aesthetic has collapsed."""
+    monkeypatch.setitem(SCRIPT, "alignment", [0.5, 0.5, 0.5])
     monkeypatch.setitem(SCRIPT, "judge", [2.0, 1.0, 2.0])
     summary = go(tmp_path / "run", training={"num_rounds": 2})
-    assert [entry["metric"] for entry in summary["guard"]["alarms"]] == ["aesthetic"]
+    assert [(entry["metric"], entry["kind"]) for entry in summary["guard"]["alarms"]] == [("aesthetic", "collapsed")]
     assert saved(tmp_path / "run").keys() == {0, 1}
 
 
-def test_the_guard_measures_every_so_many_rounds(go: Go, tmp_path: Path) -> None:
+def test_the_guard_measures_every_so_many_rounds(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since its best round the aesthetic has fallen, but not below the base model's: no alarm."""
+    monkeypatch.setitem(SCRIPT, "aesthetic", [0.5, 0.75, 0.625])
     summary = go(tmp_path / "run", guard={"every": 2})
     assert summary["guard"]["rounds"] == [0, 2]
     assert (summary["guard"]["alarms"], summary["guard"]["kept_round"], summary["rounds"]) == ([], 3, 3)
@@ -157,17 +168,21 @@ def test_the_guard_measures_every_so_many_rounds(go: Go, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("export", ["policy", "ema"])
 def test_what_is_measured_is_what_the_run_would_export(
-    export: str, go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    export: str, go: Go, tiny_sd: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first row is the base, the last the aligned model, as the evaluation finds them."""
+    """The first row is the base, the last the exported model, on the guard's own noise."""
     monkeypatch.setattr(guard, "measure", measure)
     go(tmp_path / "run", guard={"action": "warn"}, export=export, training={"num_rounds": 1})
-    first, last = rows_of(tmp_path / "run")
-    scores = rows_of(tmp_path / "run", "scores.jsonl")
-    for name in ("judge", "aesthetic", "alignment"):
-        for row, which in ((first, "base"), (last, "aligned")):
-            assert row["scores"][name] == pytest.approx([line[which][name] for line in scores[:2]], rel=1e-5)
-        assert first["scores"][name] != last["scores"][name]
+    recipe, rows = recipe_of(export=export), rows_of(tmp_path / "run")
+    parts, state = job.assemble(recipe), load_state(tmp_path / "run/checkpoint.pt", RunState)
+    parts.policy.load(adapter=state.adapter, ema=state.ema)
+    for row, role in zip(rows, ("reference", export), strict=True):
+        expected = measure(recipe, parts, role, prompts=parts.guard.prompts, purpose=Purpose.GUARD, key=(0,)).scores
+        for name in ("judge", "aesthetic", "alignment"):
+            assert row["scores"][name] == pytest.approx(expected[name].tolist(), rel=1e-5)
+    assert rows[0]["scores"]["judge"] != rows[1]["scores"]["judge"]
+    evaluated = [line["base"]["judge"] for line in rows_of(tmp_path / "run", "scores.jsonl")[:2]]
+    assert abs(np.subtract(rows[0]["scores"]["judge"], evaluated)).min() > 1e-3, "none of the evaluation's noise"
 
 
 # Interrupted

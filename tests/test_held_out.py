@@ -22,6 +22,7 @@ from stepalign.miniature import PICKSCORE, oracles
 from stepalign.models.base import BaseModel
 from stepalign.recipes import load_recipe, with_absolute_paths
 from stepalign.sampler import DDIM
+from stepalign.seeding import Purpose
 
 
 def generated(world: World, **changes: Any) -> Generated:
@@ -118,7 +119,7 @@ def test_a_run_is_measured_by_its_judge_and_metrics_in_the_role_asked_for(role: 
         for tensor in weights.values():
             tensor.data += move
     ticks: list[int] = []
-    found = measure(recipe, parts, role, num_prompts=2, num_kept=1, tick=ticks.append)
+    found = measure(recipe, parts, role, prompts=parts.held_out[:2], num_kept=1, tick=ticks.append)
     expected = generate(
         parts.policy.denoiser(role),
         DDIM(parts.sampler.schedule, eta=0.0),
@@ -153,6 +154,15 @@ def test_held_out_images_take_the_noise_of_the_evaluation_not_of_training(tiny_s
     elsewhere = replace(parts, sampler=DDIM(parts.sampler.schedule, eta=0.25))
     assert torch.equal(measure(recipe, elsewhere, "policy").scores["judge"], found)
     assert not torch.allclose(noisy, found, atol=1e-3)
+
+
+def test_the_noise_of_a_guard_is_none_of_the_evaluations(tiny_sd: BaseModel) -> None:
+    recipe = recipe_of()
+    parts = parts_of(tiny_sd, recipe)
+    noises = [{}, {"purpose": Purpose.GUARD, "key": (0,)}, {"purpose": Purpose.GUARD, "key": (4,)}]
+    found = torch.stack([measure(recipe, parts, "policy", **noise).scores["judge"] for noise in noises])
+    assert torch.pdist(found).min() > 1e-2
+    assert torch.equal(measure(recipe, parts, "reference", **noises[1]).scores["judge"], found[1]), "before training"
 
 
 def test_scorers_of_a_recipe_are_metrics_beside_its_oracles() -> None:

@@ -35,6 +35,23 @@ ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracl
 
 
 @dataclass(frozen=True, slots=True)
+class GuardPrompts:
+    """Held-out prompts that a guard measures during training."""
+
+    prompts: list[str]
+    """Of every measurement."""
+    second: list[str]
+    """Of the measurement that confirms an alarm."""
+    evaluated: bool
+    """Whether the final evaluation reports on them too."""
+
+    def describe(self) -> str:
+        """Whose prompts they are, in words."""
+        own = "also those of the final evaluation" if self.evaluated else "none of the final evaluation"
+        return f"{own}; a second measurement has {'the same' if self.second == self.prompts else 'others'}"
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """What a run works with."""
 
@@ -53,12 +70,13 @@ class Parts:
     """The text encoders that all prompts go through, by name."""
     scorer_readers: dict[str, Reader]
     """Those of scorers, which read held-out prompts only."""
+    guard: GuardPrompts
 
 
 def assemble(recipe: Recipe) -> Parts:
     """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
     prompts = _prompts(recipe.prompts, "prompts")
-    held_out = _held_out(recipe)
+    held_out, guard = _held_out(recipe)
     scorers = scorer_entries(recipe.evaluation.scorers) if recipe.evaluation.scorers else {}
     if both := scorers.keys() & set(recipe.evaluation.oracles):
         raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
@@ -66,6 +84,7 @@ def assemble(recipe: Recipe) -> Parts:
     judge, count_judge_texts, judge_identity, judge_reader = _judge(recipe, model)
     identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
+    identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
     if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
@@ -104,6 +123,7 @@ def assemble(recipe: Recipe) -> Parts:
         identity,
         readers,
         scorer_readers,
+        guard,
     )
 
 
@@ -146,15 +166,33 @@ def _prompts(source: str | None, field: str) -> list[str]:
     return load_prompts(source)
 
 
-def _held_out(recipe: Recipe) -> list[str]:
+def _held_out(recipe: Recipe) -> tuple[list[str], GuardPrompts]:
+    """The prompts of the final evaluation and those of the guard."""
     if recipe.evaluation.prompts is None:
-        return []
-    prompts = _prompts(recipe.evaluation.prompts, "evaluation.prompts")[: recipe.evaluation.num_prompts]
+        return [], GuardPrompts([], [], evaluated=False)
+    every = _prompts(recipe.evaluation.prompts, "evaluation.prompts")
+    prompts = every[: recipe.evaluation.num_prompts]
     if len(set(prompts)) < 2:
         raise ValueError("evaluation.prompts: an interval needs at least two different held-out prompts")
+    guard = guard_prompts(every, prompts, recipe.guard.num_prompts)
     if recipe.evaluation.oracles:
-        world.attributes_of(prompts)
-    return prompts
+        world.attributes_of(prompts + (guard.prompts + guard.second if recipe.guard.every else []))
+    return prompts, guard
+
+
+def guard_prompts(every: list[str], evaluated: list[str], num: int) -> GuardPrompts:
+    """The guard's prompts among all held-out ones: other ones than the final evaluation's, and other ones for a second
+    measurement, as far as there are enough."""
+    reported = set(evaluated)
+    rest = [prompt for prompt in dict.fromkeys(every) if prompt not in reported]
+    if len(rest) >= 2 * num:
+        return GuardPrompts(rest[:num], rest[num : 2 * num], evaluated=False)
+    if len(rest) >= num:
+        return GuardPrompts(rest[:num], rest[:num], evaluated=False)
+    distinct = list(dict.fromkeys(every))
+    if len(distinct) >= 2 * num:
+        return GuardPrompts(distinct[:num], distinct[num : 2 * num], evaluated=True)
+    return GuardPrompts(distinct[:num], distinct[:num], evaluated=True)
 
 
 def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], Identity, Reader]:

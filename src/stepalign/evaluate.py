@@ -42,12 +42,15 @@ def generate(
     device: torch.device,
     rows: Sequence[int] | None = None,
     num_kept: int = 0,
+    purpose: Purpose = Purpose.EVALUATION,
+    key: tuple[int, ...] = (),
     tick: Callable[[int], None] = lambda num: None,
 ) -> Generated:
     """One image per prompt, image i from its own generator at any batch size, with the judge's score of the sample at
     timestep 0 and every metric's of the image.
 
-    `rows` are the prompts to draw, all by default; the images of the first `num_kept` prompts are kept.
+    `rows` are the prompts to draw, all by default; the images of the first `num_kept` prompts are kept;
+    `purpose` and `key` choose the noise.
     """
     rows = range(len(prompts)) if rows is None else rows
     images: list[Tensor] = []
@@ -55,7 +58,7 @@ def generate(
     for start in range(0, len(rows), batch_size):
         own = rows[start : start + batch_size]
         chunk = [prompts[row] for row in own]
-        noise = PromptNoise([generator_for(seed, Purpose.EVALUATION, row) for row in own], device=device)
+        noise = PromptNoise([generator_for(seed, purpose, *key, row) for row in own], device=device)
         x_0 = sample(denoise, sampler, cond=encode(chunk), latent_shape=latent_shape, noise=noise)
         image = (decode(x_0) / 2 + 0.5).clamp(0, 1).cpu()
         zero = torch.zeros(len(chunk), dtype=torch.long, device=device)

@@ -1,12 +1,16 @@
-"""A watch over training: where the judge's score rises while a held-out metric falls, the judge is being gamed.
+"""A watch over training: held-out metrics that fall below the base model's, by the test in `guard_rule.py`.
 
-guard.jsonl   a row per measurement: its round, every held-out prompt's scores, the pictures' style, the alarm if any
+Where the judge's score rises meanwhile, the judge is being gamed; where it does not, the model is collapsing.
+
+guard.jsonl   a row per measurement: its round, every held-out prompt's scores, the images' style; the scores of the
+              second measurement where one was made, and the alarm if it confirmed one
 guard/        the adapters that an alarm could go back to
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +20,28 @@ from torch import Tensor
 
 from stepalign.assemble import Parts
 from stepalign.checkpoint import replacing, write_text
+from stepalign.guard_rule import (
+    STYLE,
+    best_rows,
+    confirmed,
+    describe,
+    falls,
+    mean,
+    screening_level,
+    watched_metrics,
+)
 from stepalign.held_out import measure
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.metrics.style import style_of
 from stepalign.parallel import processes
+from stepalign.protocols import Role
 from stepalign.recipes import Recipe
 from stepalign.run_directory import Watcher
-from stepalign.statistics import paired_difference
+from stepalign.seeding import Purpose
 
 ROWS, ADAPTERS = "guard.jsonl", "guard"
-STYLE = "style: "
-"""Begins the columns that describe pictures without saying which is better."""
-JUDGE = "judge"
+FIRST = 0
+"""Decides the noise of every round's first measurement, so that differences are paired; a second one has its round."""
 
 
 class GuardWatch:
@@ -76,21 +90,21 @@ class GuardWatch:
         alarms = [{"round": row["round"], **row["alarm"]} for row in self.rows if row["alarm"]]
         names = self.rows[0]["scores"] if self.rows else {}
         return {
+            "num_prompts": len(self._parts.guard.prompts),
+            "prompts": self._parts.guard.describe(),
             "rounds": [row["round"] for row in self.rows],
-            "means": {name: [_mean(row["scores"][name]) for row in self.rows] for name in names},
+            "means": {name: [mean(row["scores"][name]) for row in self.rows] for name in names},
             "alarms": alarms,
             "kept_round": alarms[0]["since"] if self.stopped else self._parts.trainer.num_rounds,
         }
 
     def _measure(self, num_rounds: int) -> dict[str, Any] | None:
         """Measure the policy, write down what was found, and return the alarm it gives."""
-        choice = self._recipe.guard
-        num = choice.num_prompts
-        found = measure(self._recipe, self._parts, self._recipe.export, num_prompts=num, num_kept=num)
-        columns = {name: column.tolist() for name, column in found.scores.items()} | style_columns(found.images)
-        scores = {name: [round(value, 6) for value in column] for name, column in columns.items()}
-        alarm = alarm_of(self.rows, scores)
-        self.rows.append({"round": num_rounds, "scores": scores, "alarm": alarm})
+        scores = self._scores(self._recipe.export, self._parts.guard.prompts, FIRST)
+        row: dict[str, Any] = {"round": num_rounds, "scores": scores, "alarm": None}
+        if self.rows:
+            row |= self._test(num_rounds, scores)
+        self.rows.append(row)
         self._parts.trainer.book("guard")
         both = {"adapter": self._parts.policy.adapter, "ema": self._parts.policy.ema}
         weights = {
@@ -101,7 +115,40 @@ class GuardWatch:
         elif processes().is_main_process:
             self._write(num_rounds, weights)
         processes().wait_for_everyone()
-        return alarm
+        return row["alarm"]
+
+    def _test(self, num_rounds: int, scores: dict[str, list[float]]) -> dict[str, Any]:
+        """The alarm that a measurement gives, and the second measurement if the first called for one.
+
+        Of several metrics the alarm is that of the one whose best round is the earliest.
+        """
+        first = self.rows[0]["scores"]
+        planned = self._recipe.training.num_rounds // self._recipe.guard.every
+        prompts, second = self._parts.guard.prompts, self._parts.guard.second
+        level = screening_level(planned, len(watched_metrics(first)), independent=second != prompts)
+        found = falls(first, scores, level=level)
+        if not found:
+            return {}
+        again = {role: self._scores(role, second, num_rounds) for role in ("reference", self._recipe.export)}
+        best = best_rows(self.rows)
+        alarms = [
+            {**asdict(fall), "interval": list(fall.interval), "since": best[fall.metric]["round"]}
+            for fall in confirmed(found, *again.values())
+        ]
+        names = ("base", "model")
+        return {
+            "alarm": min(alarms, key=lambda alarm: alarm["since"], default=None),
+            "second": dict(zip(names, again.values(), strict=True)),
+        }
+
+    def _scores(self, role: Role, prompts: list[str], key: int) -> dict[str, list[float]]:
+        """A role's scores by the judge, every metric and every statistic of style; `key` decides the noise."""
+        num = len(prompts)
+        found = measure(
+            self._recipe, self._parts, role, prompts=prompts, num_kept=num, purpose=Purpose.GUARD, key=(key,)
+        )
+        columns = {name: column.tolist() for name, column in found.scores.items()} | style_columns(found.images)
+        return {name: [round(value, 6) for value in column] for name, column in columns.items()}
 
     def _write(self, num_rounds: int, weights: dict[str, Any]) -> None:
         """Write the rows, and this round's adapter if it is the best by some metric; only the best are kept."""
@@ -127,47 +174,7 @@ class GuardWatch:
         return [row for row in rows if row["round"] <= num_rounds]
 
 
-def alarm_of(rows: list[dict[str, Any]], scores: dict[str, list[float]]) -> dict[str, Any] | None:
-    """The held-out metric that has surely fallen since its best round while the judge has surely risen since, if any.
-
-    `scores` holds a score per held-out prompt for the judge and every metric, `rows` the earlier rounds'. "Surely" is
-    by the 95 % interval (BCa over prompts) of the paired difference. Of several metrics it is the one whose best round
-    is the earliest.
-    """
-    alarms = []
-    for name, best in best_rows(rows).items():
-        judge = paired_difference(_column(best["scores"][JUDGE]), _column(scores[JUDGE]))
-        metric = paired_difference(_column(best["scores"][name]), _column(scores[name]))
-        if judge.interval[0] > 0 and metric.interval[1] < 0:
-            fell = {"metric": name, "since": best["round"], "judge": judge.difference, "change": metric.difference}
-            alarms.append({**fell, "interval": list(metric.interval)})
-    return min(alarms, key=lambda alarm: alarm["since"], default=None)
-
-
-def best_rows(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By held-out metric the row with its highest mean, the first of equals."""
-    names = [name for name in (rows[0]["scores"] if rows else {}) if name != JUDGE and not name.startswith(STYLE)]
-    return {name: max(rows, key=lambda row: _mean(row["scores"][name])) for name in names}
-
-
-def describe(alarm: dict[str, Any]) -> str:
-    """An alarm in words."""
-    low, high = alarm["interval"]
-    return (
-        f"since round {alarm['since']} the judge's score has risen by {alarm['judge']:.3g} while {alarm['metric']} has "
-        f"fallen by {-alarm['change']:.3g} ({-high:.3g} to {-low:.3g}) on held-out prompts"
-    )
-
-
 def style_columns(images: list[Float[Tensor, "3 h w"]]) -> dict[str, list[float]]:
     """Every statistic of the style of images in [0, 1], as a column."""
     rows = [style_of(picture) for picture in to_pictures(torch.stack(images))]
     return {f"{STYLE}{name.replace('_', ' ')}": [row[name] for row in rows] for name in rows[0]}
-
-
-def _column(values: list[float]) -> Float[Tensor, " n"]:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -15,6 +15,7 @@ from stepalign.protocols import Role
 from stepalign.recipes import Recipe
 from stepalign.sampler import DDIM
 from stepalign.sampling_record import sampling_record
+from stepalign.seeding import Purpose
 
 
 def sampling_of(recipe: Recipe, parts: Parts) -> dict[str, Any]:
@@ -33,16 +34,19 @@ def measure(
     parts: Parts,
     role: Role,
     *,
-    num_prompts: int | None = None,
+    prompts: list[str] | None = None,
     num_kept: int = 0,
+    purpose: Purpose = Purpose.EVALUATION,
+    key: tuple[int, ...] = (),
     tick: Callable[[int], None] = lambda num: None,
 ) -> Generated:
-    """A role's images of the first held-out prompts, scored by the judge and the run's metrics.
+    """A role's images of prompts, those of the final evaluation by default, scored by the judge and the run's metrics.
 
     They are sampled on the run's timesteps with `evaluation.eta`, whatever noise it trains with. Processes share the
     prompts and each gets all scores; the images of the first `num_kept` prompts are kept.
     """
-    prompts, world, rank = parts.held_out[:num_prompts], processes().num_processes, processes().process_index
+    prompts = parts.held_out if prompts is None else prompts
+    world, rank = processes().num_processes, processes().process_index
     own = generate(
         parts.policy.denoiser(role),
         DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
@@ -57,6 +61,8 @@ def measure(
         device=parts.model.device,
         rows=range(len(prompts))[rank::world],
         num_kept=num_kept,
+        purpose=purpose,
+        key=key,
         tick=lambda num: tick(num * world),
     )
     if world == 1:

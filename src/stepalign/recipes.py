@@ -105,14 +105,17 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A watch for the judge being gamed: its score rises while a held-out metric falls."""
+    """A watch for held-out metrics that fall below the base model's, above all while the judge's score rises."""
 
     every: int = 0
     """Rounds between measurements on held-out prompts, beginning before the first; 0 for no guard."""
     num_prompts: int = 32
-    """How many of the held-out prompts, from the first."""
+    """How many held-out prompts: those after the final evaluation's `evaluation.num_prompts` in the file, and as many
+    more to confirm an alarm; the evaluation's own where there are too few. At most 5 % of healthy runs ever alarm. With
+    32 prompts and 20 measurements of two metrics, 80 % of measurements find a fall of .59 standard deviations of the
+    prompts' differences (.75 where the confirming prompts are the same); four times as many prompts find half that."""
     action: Literal["warn", "stop"] = "warn"
-    """"warn" says so and goes on; "stop" ends the training with the adapter of the metric's best round."""
+    """"warn" notes it and continues; "stop" ends the training with the adapter of the metric's best round."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "guard.every", self.every, "at least 0")

@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     JUDGE_DATA = 6
     JUDGE_ORDER = 7
     GENERATION = 8
+    GUARD = 9
 
 
 def generator_for(seed: int, purpose: Purpose, *key: int) -> torch.Generator:
