@@ -214,17 +214,17 @@ def test_a_hub_out_of_reach_says_how_to_go_on() -> None:
             "parti",
             "PartiPrompts.tsv",
             parti().replace("prompt 7 ", " "),
-            "cannot be read as parti: ValueError: prompt 8 is no text: ' '",
+            "cannot be read as parti: ValueError: prompt 8 is empty",
         ),
         ("parti", "PartiPrompts.tsv", "Text\n", "has 0"),
         ("parti", "PartiPrompts.tsv", "Text\nx\n", "cannot be read as parti: KeyError: 'Prompt'"),
-        ("hpdv2-test", "test.json", "{", "cannot be read as hpdv2-test: JSONDecodeError"),
+        ("hpdv2-test", "test.json", "{", "cannot be read as hpdv2-test: ValueError: the file is not valid JSON"),
         ("hpdv2-test", "test.json", '["a"]', "cannot be read as hpdv2-test: TypeError"),
         (
             "hpdv2-test",
             "test.json",
             '[{"prompt": 3}]',
-            "cannot be read as hpdv2-test: ValueError: prompt 1 is no text: 3",
+            "cannot be read as hpdv2-test: ValueError: prompt 1 is of type int, not text",
         ),
         ("pick-a-pic-v2-validation", KNOWN["pick-a-pic-v2-validation"].files[0], "PAR1", "cannot be read as pick-a"),
     ],
@@ -281,5 +281,14 @@ def test_an_unknown_name_is_refused_with_the_nearest(tmp_path: Path) -> None:
         load_prompt_set("parti-prompts", own={"miniature": ["a"]})
     with pytest.raises(ValueError, match=r"no set 'gen-eval' \(nearest: geneval"):
         load_prompt_set("gen-eval")
-    with pytest.raises(ValueError, match="there is no file"):
-        load_prompt_set(str(tmp_path / "none.txt"))
+    for name in ("none.txt", "none.tsv", "folder/none"):
+        with pytest.raises(ValueError, match=f"there is no file .*{name}"):
+            load_prompt_set(str(tmp_path / name))
+    with pytest.raises(ValueError, match=r"p\.xlsx ends in '\.xlsx'; \.txt, \.json, \.jsonl, \.csv and \.tsv"):
+        load_prompt_set(str(written(tmp_path / "p.xlsx", "a cat")))
+
+
+def test_a_table_is_a_set_with_categories(tmp_path: Path) -> None:
+    path = written(tmp_path / "mine.tsv", "Prompt\tCategory\na cat\tpets\na bus\tcars\n")
+    found = load_prompt_set(str(path))
+    assert (found.name, found.prompts, found.categories) == ("mine", ["a cat", "a bus"], ["pets", "cars"])

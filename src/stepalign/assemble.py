@@ -22,7 +22,7 @@ from stepalign.models.identity import base_identity
 from stepalign.models.load import load
 from stepalign.parallel import processes
 from stepalign.policy import GuidedNetwork, LoraPolicy
-from stepalign.prompts import load_prompts
+from stepalign.prompt_files import load_prompts
 from stepalign.prompts_cut import Reader
 from stepalign.protocols import Judge, Metric
 from stepalign.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
@@ -159,7 +159,9 @@ def guided_network(model: BaseModel, base: FrozenModel) -> GuidedNetwork:
 
 def _prompts(source: str | None, field: str) -> list[str]:
     if source is None:
-        raise ValueError(f"{field}: this recipe has none; give a file with --{field} FILE (.txt, .json or .jsonl)")
+        raise ValueError(
+            f"{field}: this recipe has none; give a file with --{field} FILE (.txt, .json, .jsonl, .csv or .tsv)"
+        )
     if source == MINIATURE:
         training, held_out = world.split_captions()
         return training if field == "prompts" else held_out

@@ -18,7 +18,9 @@ from typing import Any
 
 from stepalign.config import nearest
 from stepalign.hub import reach_hub
-from stepalign.prompts import load_prompts
+from stepalign.parsing import parse_json
+from stepalign.prompt_files import ENDINGS, column_of, read_prompt_file
+from stepalign.prompt_text import check_prompt
 
 FOLDER_VARIABLE = "STEPALIGN_PROMPTS"
 """The environment variable that names a folder of downloaded prompt files."""
@@ -63,7 +65,7 @@ class KnownSet:
 
 
 def load_prompt_set(name: str, *, folder: Path | None = None, own: Mapping[str, list[str]] | None = None) -> PromptSet:
-    """The prompts of a published set, or of a `.txt`, `.json` or `.jsonl` file.
+    """The prompts of a published set, or of a file that `read_prompt_file` reads.
 
     `folder`, or else the environment variable STEPALIGN_PROMPTS, is searched for the files of published sets before
     the hub is asked. `own` are sets that the caller holds, such as the miniature's captions. Raises ValueError for an
@@ -74,12 +76,12 @@ def load_prompt_set(name: str, *, folder: Path | None = None, own: Mapping[str, 
     if name in KNOWN:
         return _load_known(name, KNOWN[name], folder)
     path = Path(name).expanduser()
-    if path.suffix.lower() in (".txt", ".json", ".jsonl"):
+    if path.suffix or path.exists() or len(path.parts) > 1:
         return _load_file(path)
     known = [*(own or ()), *KNOWN]
     raise ValueError(
-        f"prompts: there is no set {name!r}{nearest(name, known)}; known: {', '.join(known)}, or a .txt, .json or "
-        ".jsonl file"
+        f"prompts: there is no set {name!r}{nearest(name, known)}; known: {', '.join(known)}, or a "
+        f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file"
     )
 
 
@@ -141,21 +143,12 @@ def _own(name: str, prompts: list[str]) -> PromptSet:
 
 
 def _load_file(path: Path) -> PromptSet:
-    prompts = load_prompts(path)
-    text = path.read_text(encoding="utf-8-sig")
-    match path.suffix.lower():
-        case ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        case ".json":
-            rows = json.loads(text)
-        case _:
-            rows = []
-    metadata = rows if rows and all(isinstance(row, dict) for row in rows) else None
-    categories = [row.get("category", row.get("tag")) for row in metadata or ()]
+    found = read_prompt_file(path)
+    categories = [column_of(row, "category", "tag") for row in found.rows or ()]
     named = bool(categories) and all(isinstance(category, str) for category in categories)
     digest = _digest([path.read_bytes()])
     return PromptSet(
-        path.stem, prompts, categories if named else None, metadata, path.name, digest, "the file's owner's"
+        path.stem, found.prompts, categories if named else None, found.rows, path.name, digest, "the file's owner's"
     )
 
 
@@ -168,11 +161,8 @@ def _digest(contents: list[bytes]) -> str:
 
 
 def _texts(values: list[Any]) -> list[str]:
-    """Values that are all texts; raises ValueError naming the first that is none."""
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"prompt {number} is no text: {value!r}")
-    return values
+    """Values that are all prompts; raises ValueError naming the first that is none."""
+    return [check_prompt(value, f"prompt {number}") for number, value in enumerate(values, 1)]
 
 
 def _parquet_captions(contents: list[bytes]) -> Rows:
@@ -184,7 +174,7 @@ def _parquet_captions(contents: list[bytes]) -> Rows:
 
 def _benchmark(contents: list[bytes]) -> Rows:
     """A JSON list of texts per style."""
-    styles = [json.loads(content) for content in contents]
+    styles = [parse_json(content, f"style {style}") for style, content in zip(STYLES, contents, strict=True)]
     for style, texts in zip(STYLES, styles, strict=True):
         if not isinstance(texts, list) or len(texts) != 800:
             raise ValueError(f"a list of 800 prompts is wanted for the style {style}")
@@ -193,7 +183,7 @@ def _benchmark(contents: list[bytes]) -> Rows:
 
 
 def _rows_with_prompt(contents: list[bytes]) -> Rows:
-    rows = json.loads(contents[0])
+    rows = parse_json(contents[0], "the file")
     return _texts([row["prompt"] for row in rows]), None, rows
 
 

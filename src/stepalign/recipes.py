@@ -131,7 +131,7 @@ class Recipe:
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """Diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
     prompts: str | None = None
-    """Training prompts: a .txt, .json or .jsonl file, or "miniature"."""
+    """Training prompts: a .txt, .json, .jsonl, .csv or .tsv file, or "miniature"."""
     seed: int = 0
     lora_rank: int = 4
     """Rank of the adapter on every attention projection; alpha equals it."""
