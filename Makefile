@@ -2,12 +2,13 @@
 
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo judge miniature test test-slow lint format clean
+.PHONY: help setup demo judge miniature test test-slow test-oldest lint format clean
 
 help:
 	@echo "make setup     create .venv and install stepalign with its tools, if not done yet"
@@ -16,6 +17,7 @@ help:
 	@echo "make miniature make the miniature from nothing      ARGS='--output build'"
 	@echo "make test      run the tests                        ARGS='-k sampler' picks some, ARGS='-m gpu' those for a GPU"
 	@echo "make test-slow runs the tests that take minutes: kills at every moment, several processes"
+	@echo "make test-oldest runs the tests with the oldest versions that pyproject.toml allows, in .venv-oldest"
 	@echo "make lint      check format, style, types and the direction of imports"
 	@echo "make format    fix format and style"
 	@echo "make clean     remove caches and build products; .venv and runs stay"
@@ -56,6 +58,17 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu and not hub" $(ARGS)
+
+# The lower bounds of pyproject.toml as pins. Old versions of libraries warn of what new ones changed: only there,
+# warnings are no errors. On Linux torch's ordinary build brings CUDA: PIP_EXTRA_INDEX_URL as for `make setup`.
+LOWEST = import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*(need.replace(">=", "==") for need in project["dependencies"] + project["optional-dependencies"]["dev"]), sep="\n")
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -c '$(LOWEST)' > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check hatchling
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -c $(OLDEST)/constraints.txt --no-build-isolation -e '.[dev]'
+	$(OLDEST)/bin/python -m pytest -o filterwarnings=default $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

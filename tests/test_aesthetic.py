@@ -171,7 +171,8 @@ def test_half_precision_keeps_the_head_and_the_scores_in_fp32(folder: Path, scor
     assert half.record.preprocessing == scorer.record.preprocessing + "; towers in bfloat16"
     scores = half.score(pictures(), ["a"] * 3)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, scorer.score(pictures(), ["a"] * 3), rtol=0, atol=0.1)
+    # The scores lie 6 apart; how far bfloat16 is off depends on torch's kernels: .04 with 2.13, .28 with 2.6.
+    torch.testing.assert_close(scores, scorer.score(pictures(), ["a"] * 3), rtol=0, atol=0.5)
 
 
 def test_the_record_says_when_the_head_is_another(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import stepalign
@@ -124,7 +124,7 @@ def test_the_summary_says_what_was_measured_and_done(finished: Path, flags: Flag
     assert calls["sampling_ema"] == 3 * 2 * 2 * (1 + 2 * 2)
     assert calls["training_policy"] == calls["training_reference"] == calls["training_ema"] == 2 * 18
     assert (calls["judge_texts"], calls["base_texts"]) == (3, 3 + 1)
-    assert values["versions"]["torch"] == torch.__version__
+    assert values["versions"]["torch"] == version("torch")
 
 
 def test_the_written_recipe_is_the_one_that_ran(finished: Path, flags: Flags) -> None:
