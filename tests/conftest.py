@@ -182,16 +182,18 @@ def tiny_sdxl_file(tiny_sdxl: BaseModel, tmp_path_factory: pytest.TempPathFactor
     return path
 
 
-def assert_draws_as(pipeline: DiffusionPipeline, model: BaseModel, *, guidance_scale: float = 3.0) -> None:
+def assert_draws_as(
+    pipeline: DiffusionPipeline, model: BaseModel, *, guidance_scale: float = 3.0, num_steps: int = 3
+) -> None:
     """Check that our sampler, guidance and conditioning end at the latents of the pipeline's own DDIM, eta = 0."""
     prompts, (_, height, width) = ["a cat", "two boats"], model.latent_shape
     x_t = normal(2, *model.latent_shape, dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
     pipeline.set_progress_bar_config(disable=True)
     given = {"height": 8 * height, "width": 8 * width, "latents": x_t, "guidance_scale": guidance_scale}
-    expected = pipeline(prompts, num_inference_steps=3, output_type="latent", **given).images
+    expected = pipeline(prompts, num_inference_steps=num_steps, output_type="latent", **given).images
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=guidance_scale)
-    sampler, cond = DDIM(model.schedule(3), eta=0.0), model.encode(prompts)
+    sampler, cond = DDIM(model.schedule(num_steps), eta=0.0), model.encode(prompts)
     with torch.no_grad():
         for t in sampler.timesteps:
             steps = torch.full((2,), t)

@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.x or XL pipeline's weights under the names of their first release, what a single file holds."""
+"""A Stable Diffusion 1.x, 2.x or XL pipeline's weights under the names of their first release, as in a single file."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def original_layout(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
         is_projection = re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name)
         tensors[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
     is_xl = "text_encoder_2" in pipeline.components
+    if pipeline.text_encoder.config.hidden_act == "gelu":  # Stable Diffusion 2.x, whose text encoder is open_clip's
+        text = _open_clip(_with_prefix(pipeline.text_encoder.state_dict()))
+        tensors |= {f"cond_stage_model.model.{key}": value for key, value in text.items()}
+        return {key: value.contiguous().clone() for key, value in tensors.items()}
     prefix = "conditioner.embedders.0.transformer." if is_xl else "cond_stage_model.transformer."
     for key, value in pipeline.text_encoder.state_dict().items():
         tensors[f"{prefix}text_model.{key.removeprefix('text_model.')}"] = value
@@ -74,6 +78,11 @@ def original_layout(pipeline: DiffusionPipeline) -> dict[str, Tensor]:
         tensors.update({f"conditioner.embedders.1.model.{key}": value for key, value in second.items()})
     tensors["alphas_cumprod"] = DDIMScheduler.from_config(pipeline.scheduler.config).alphas_cumprod
     return {key: value.contiguous().clone() for key, value in tensors.items()}
+
+
+def _with_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that transformers gave a text encoder's tensors before version 5.1."""
+    return {f"text_model.{key.removeprefix('text_model.')}": value for key, value in weights.items()}
 
 
 def _open_clip(weights: dict[str, Tensor]) -> dict[str, Tensor]:

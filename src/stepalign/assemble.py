@@ -139,6 +139,7 @@ def base_model(name: str, base: FrozenModel) -> BaseModel:
         str(miniature.MODEL) if name == MINIATURE else name,
         config=base.config,
         vae=base.vae,
+        prediction_type=base.prediction_type,
         resolution=None if sides is None else (sides[0], sides[-1]),
         dtype=precision_of(base),
         device=processes().device,

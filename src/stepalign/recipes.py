@@ -9,6 +9,7 @@ from stepalign.config import absolute_path, load_named, require
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.protocols import Preprocessing
 from stepalign.rollout import Branching
+from stepalign.sampler import PredictionType
 from stepalign.train_settings import Training
 
 MINIATURE = "miniature"
@@ -29,6 +30,8 @@ class FrozenModel:
     """For a single-file model: a diffusers folder or hub id whose configs and tokenizer it borrows."""
     vae: str | None = None
     """A diffusers VAE, folder or hub id, in place of the model's own."""
+    prediction_type: PredictionType | None = None
+    """What the network predicts, where the model's files do not say or say it wrong; by default as they say."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Of the frozen weights and the forward passes on a GPU; adapters and latents are fp32. A CPU runs fp32."""
     max_batch: int | None = None

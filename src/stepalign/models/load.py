@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,17 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline
-from safetensors import safe_open
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from stepalign.clip import check_tokenizer
 from stepalign.hub import is_hub_id, out_of_reach, reach_hub
-from stepalign.models import sd, sdxl
 from stepalign.models.base import BaseModel, Family
+from stepalign.models.families import SUPPORTED, family_of_file, family_of_folder, tokenizers_of
+from stepalign.models.prediction import check_schedule, settle_schedule
+from stepalign.sampler import PredictionType
+from stepalign.tensor_files import variant_of
 
-FAMILIES = (sd.FAMILY, sdxl.FAMILY)
-SUPPORTED = ", and ".join(family.name for family in FAMILIES)
 WANTED = {
     "model": f"Give a diffusers folder (with model_index.json) of {SUPPORTED}, a hub id that can be reached, or a "
     ".safetensors file with --base.config",
@@ -34,6 +33,7 @@ def load(
     *,
     config: str | None = None,
     vae: str | None = None,
+    prediction_type: PredictionType | None = None,
     resolution: int | tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
@@ -43,18 +43,23 @@ def load(
     `name` is a diffusers folder, a hub id or a `.safetensors` file in Stable Diffusion's original layout; such a file
     holds no tokenizer, so it takes configs and tokenizer from `config`, a diffusers folder or hub id (by default the
     hub repository that diffusers knows the layout by). `vae`, a folder or hub id of a diffusers VAE, replaces the
-    model's own. `resolution` is the picture's side in pixels or its (height, width), by default the one the model was
-    trained at.
+    model's own. `prediction_type` is what the network predicts where the files do not say or say it wrong.
+    `resolution` is the picture's side in pixels or its (height, width), by default the one the model was trained at.
+    Of a folder's weights the full ones are taken, else those in half precision (`*.fp16.safetensors`).
 
-    Raises ValueError when nothing can be loaded from `name` or `vae`, or the two do not fit together.
+    Raises ValueError when nothing can be loaded from `name` or `vae`, or the parts do not fit together.
     """
     check_names(name, config=config, vae=vae)
     path = Path(name).expanduser()
-    if not path.is_dir():
-        reach_hub()  # also for the configs of a single file
+    borrowed = [config] if path.is_file() else [name]  # a file's configs are on the hub unless a folder is given
+    if not all(other is not None and Path(other).expanduser().is_dir() for other in [*borrowed, vae or "."]):
+        reach_hub()
     source = str(path) if path.exists() else name
-    find_family = partial(_family_of_file, path, config) if path.is_file() else partial(_family_of_folder, source)
-    family = _from("model", name, find_family)
+    schedule: dict[str, object] = {} if prediction_type is None else {"prediction_type": prediction_type}
+    if path.is_file():
+        family, schedule = _from("model", name, partial(family_of_file, path, config, prediction_type))
+    else:
+        family = _from("model", name, partial(family_of_folder, source))
     load_vae = partial(_load_vae, name, source, config=config, replacement=vae)
     given = {**family.options, "torch_dtype": dtype, "vae": load_vae(dtype=dtype)}
     if family.honours_force_upcast and given["vae"].config.force_upcast and dtype != torch.float32:
@@ -62,9 +67,13 @@ def load(
     if path.is_file():
         pipeline = _from("model", name, lambda: family.pipeline.from_single_file(source, config=config, **given))
     else:
+        given["unet"] = _from(
+            "model", name, partial(read_part, UNet2DConditionModel, source, "unet", torch_dtype=dtype)
+        )
         for part, kind in family.text_encoders.items():
             given[part] = _load_text_encoder(name, source, part, kind=kind, dtype=dtype)
         pipeline = _from("model", name, lambda: family.pipeline.from_pretrained(source, **given))
+    settle_schedule(pipeline, schedule)
     _check_complete(name, pipeline, family)
     pipeline.to(device)
     for part in ("unet", "vae", *family.text_encoders):
@@ -101,52 +110,33 @@ def _model(
     )
 
 
-def _family_of_folder(source: str) -> Family:
-    index = DiffusionPipeline.load_config(source)
-    class_name = str(index.get("_class_name"))
-    for family in FAMILIES:
-        if re.match(family.class_names, class_name):
-            absent = [part for part in (*family.text_encoders, *_tokenizers(family)) if not any(index.get(part) or [])]
-            if absent:
-                raise ValueError(f"{source} has no {absent[0]}, and pictures are to be made of text alone")
-            return family
-    raise ValueError(f"its pipeline is {class_name}; supported are {SUPPORTED}")
-
-
-def _family_of_file(path: Path, config: str | None) -> Family:
-    with safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-    for family in FAMILIES:
-        if any(key.startswith(family.file_keys) for key in keys):
-            if config is not None and _family_of_folder(config) is not family:
-                raise ValueError(f"it is of {family.name} and its config {config} is not")
-            return family
-    raise ValueError(f"it has no text encoder in the original layout; supported are {SUPPORTED}")
-
-
-def _tokenizers(family: Family) -> list[str]:
-    return [part.replace("text_encoder", "tokenizer") for part in family.text_encoders]
-
-
 def _load_vae(
     name: str, source: str, *, config: str | None, replacement: str | None, dtype: torch.dtype
 ) -> AutoencoderKL:
     """The model's own VAE or the one that replaces it."""
     if replacement is not None:
         folder = str(Path(replacement).expanduser())
-        vae = _from("vae", replacement, lambda: AutoencoderKL.from_pretrained(folder, torch_dtype=dtype))
+        vae = _from("vae", replacement, lambda: read_part(AutoencoderKL, folder, None, torch_dtype=dtype))
         _check_weights("vae", replacement, vae, "VAE")
         return vae
-    own = {"subfolder": "vae", "torch_dtype": dtype}
     if Path(source).is_file():
-        return _from("model", name, lambda: AutoencoderKL.from_single_file(source, config=config, **own))
-    return _from("model", name, lambda: AutoencoderKL.from_pretrained(source, **own))
+        own = {"subfolder": "vae", "torch_dtype": dtype, "config": config}
+        return _from("model", name, lambda: AutoencoderKL.from_single_file(source, **own))
+    return _from("model", name, lambda: read_part(AutoencoderKL, source, "vae", torch_dtype=dtype))
+
+
+def read_part(kind: Any, source: str, part: str | None, **given: Any) -> Any:
+    """A part of a diffusers folder or hub repository, in the variant that a folder has (`tensor_files.variant_of`)."""
+    folder = Path(source) / part if part else Path(source)
+    where = {} if part is None else {"subfolder": part}
+    variant = variant_of(folder) if folder.is_dir() else None
+    return kind.from_pretrained(source, variant=variant, **where, **given)
 
 
 def _load_text_encoder(name: str, source: str, part: str, *, kind: Any, dtype: torch.dtype) -> nn.Module:
     """A folder's text encoder; what its file lacks transformers would fill with random numbers."""
-    given = {"subfolder": part, "dtype": dtype, "output_loading_info": True}
-    encoder, info = _from("model", name, lambda: kind.from_pretrained(source, **given))
+    given = {"dtype": dtype, "output_loading_info": True}
+    encoder, info = _from("model", name, lambda: read_part(kind, source, part, **given))
     _refuse_missing("model", name, sorted(info["missing_keys"]), part)
     return encoder
 
@@ -155,20 +145,22 @@ def _check_complete(name: str, pipeline: DiffusionPipeline, family: Family) -> N
     """Refuse what the libraries let pass, from missing weights to parts that do not fit together."""
     for part in ("unet", "vae", *family.text_encoders):
         _check_weights("model", name, pipeline.components[part], part)
-    for part, tokenizer in zip(family.text_encoders, _tokenizers(family), strict=True):
-        vocabulary = pipeline.components[part].config.vocab_size
-        check_tokenizer(pipeline.components[tokenizer], vocabulary, f"model: {name}")
+    for part, tokenizer in zip(family.text_encoders, tokenizers_of(family), strict=True):
+        text_config = pipeline.components[part].config
+        check_tokenizer(pipeline.components[tokenizer], text_config.vocab_size, f"model: {name}")
+        # Everything that pads or cuts asks the tokenizer, and converters drop its length (transformers then says 1e30).
+        length = min(pipeline.components[tokenizer].model_max_length, text_config.max_position_embeddings)
+        pipeline.components[tokenizer].model_max_length = length
     takes, has = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
     if takes != has:
         raise ValueError(
             f"model: the UNet of {name!r} takes {takes} channels and latents of the VAE have {has}; give a "
             "text-to-image model (none for inpainting or editing) and a VAE made for it"
         )
-    if "beta_start" not in pipeline.scheduler.config:
-        scheduler = pipeline.scheduler.config["_class_name"]
-        raise ValueError(
-            f"model: {name!r} has the noise schedule of {scheduler}; give a model trained with betas, as DDIM's are"
-        )
+    try:
+        check_schedule(pipeline)
+    except ValueError as error:
+        raise ValueError(f"model: {name!r} {error}") from error
 
 
 def _check_weights(field: str, name: str, module: nn.Module, part: str) -> None:

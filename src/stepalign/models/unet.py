@@ -12,6 +12,7 @@ from stepalign.clip import first_line
 from stepalign.hub import is_hub_id, out_of_reach, reach_hub
 from stepalign.models.base import BaseModel
 from stepalign.models.quiet import quiet
+from stepalign.tensor_files import variant_of
 
 NOT_OF_THE_NETWORK = ("sample_size", "upcast_attention")
 """Fields of a UNet's config that change nothing it computes from latents of a given size."""
@@ -72,8 +73,10 @@ def _read_unet(source: str, subfolder: str | None, dtype: torch.dtype) -> tuple[
     config = UNet2DConditionModel.load_config(source, subfolder=subfolder)
     if config.get("_class_name") != "UNet2DConditionModel":
         raise ValueError(f"its config.json is of {config.get('_class_name')}")
+    folder = Path(source) / (subfolder or "")
+    variant = variant_of(folder) if folder.is_dir() else None
     loaded: tuple[UNet2DConditionModel, dict[str, Any]] = UNet2DConditionModel.from_pretrained(
-        source, subfolder=subfolder, torch_dtype=dtype, output_loading_info=True
+        source, subfolder=subfolder, variant=variant, torch_dtype=dtype, output_loading_info=True
     )
     return loaded
 
