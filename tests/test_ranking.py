@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from stepalign.ranking import bradley_terry, drawn_matches, rank
 
@@ -55,26 +56,53 @@ def test_a_system_that_nearly_always_wins_is_ranked_at_once() -> None:
 
 def test_strengths_are_recovered() -> None:
     truth = np.array([-0.8, 0.0, 0.3, 0.5])
-    found = rank(matches(truth, 4000), np.arange(4000), num_resamples=50)
+    found = rank(matches(truth, 4000), np.arange(4000))
     assert [row.strength for row in found] == pytest.approx((truth - truth.mean()).tolist(), abs=0.04)
     assert all(row.interval[0] < row.strength < row.interval[1] for row in found)
     assert all(row.interval[1] - row.interval[0] < 0.15 for row in found)
 
 
-def test_the_interval_covers_a_strength() -> None:
-    """200 studies of 80 prompts, three systems: 95 % nominally, with a standard error of 1.5 %."""
-    truth = np.array([-0.5, 0.0, 0.5])
-    covered = 0
-    for study in range(200):
-        low, high = rank(matches(truth, 80, seed=study), np.arange(80), num_resamples=100)[2].interval
-        covered += low <= 0.5 <= high
-    assert 0.9 <= covered / 200 <= 0.99
+@pytest.mark.parametrize(
+    ("truth", "prompts", "studies"),
+    [([-1.5, 1.5], 20, 80), ([-0.5, 0.0, 0.5], 80, 60), ([-3.0, 0.0, 3.0], 20, 60)],
+)
+def test_the_interval_covers_a_strength(truth: list[float], prompts: int, studies: int) -> None:
+    """95 % nominally, with a standard error of 2.4 to 2.8 %, at P(win) up to .9975; percentiles of resamples covered
+    60 % at .95 and 20 prompts, and often had no width. `benchmarks/coverage.py` has more."""
+    covered = np.zeros(len(truth))
+    for study in range(studies):
+        found = rank(matches(np.array(truth), prompts, seed=study), np.arange(prompts))
+        covered += [row.interval[0] <= value <= row.interval[1] for row, value in zip(found, truth, strict=True)]
+    assert (covered / studies >= 0.88).all()
+
+
+def test_two_systems_have_the_likelihoods_interval() -> None:
+    """15 wins of 20 and a drawn match: 15.5 of 21. Both ends lose half the square of t with 19 degrees of freedom."""
+    first, second = rank(np.stack([np.where(np.arange(20) < 15, 1.0, -1.0), np.zeros(20)]), np.arange(20))
+
+    def likelihood(strength: float) -> float:
+        chance = 1 / (1 + math.exp(-2 * strength))
+        return 15.5 * math.log(chance) + 5.5 * math.log(1 - chance)
+
+    assert first.strength == pytest.approx(math.log(15.5 / 5.5) / 2, abs=1e-9)
+    lost = [likelihood(first.strength) - likelihood(end) for end in first.interval]
+    assert lost == pytest.approx([stats.t.ppf(0.975, 19) ** 2 / 2] * 2, rel=0.06), "a design effect of 20/19 at most"
+    assert second.interval == pytest.approx((-first.interval[1], -first.interval[0]), abs=1e-5)
+
+
+def test_a_system_that_always_wins_has_a_wide_finite_interval() -> None:
+    """20 of 20: the odds may be as low as 5 to 1, and are not known above."""
+    first, _ = rank(np.stack([np.ones(20), np.zeros(20)]), np.arange(20))
+    low, high = (2 * end for end in first.interval)
+    assert 1.2 < low < 2.2 < 2 * first.strength < high < 20
 
 
 def test_pictures_of_a_prompt_share_one_match() -> None:
     scores = matches(np.array([-0.5, 0.0, 0.5]), 60)
     once, copied = rank(scores, np.arange(60)), rank(scores.repeat(4, axis=1), np.arange(60).repeat(4))
     assert once == copied
+    apart = rank(scores.repeat(4, axis=1), np.arange(240))
+    assert np.ptp(apart[0].interval) == pytest.approx(np.ptp(once[0].interval) / 2, rel=0.1)
 
 
 def test_ties_are_half_wins() -> None:
@@ -85,18 +113,11 @@ def test_ties_are_half_wins() -> None:
 
 
 def test_a_system_that_never_wins_has_a_finite_strength() -> None:
-    """10 lost matches with each of the others, and one drawn: the odds of .5 to 10.5 against equals."""
+    """10 lost matches with each of the others, and 2/3 of one drawn: the odds of 1/3 to 10 1/3 against equals."""
     scores = np.stack([np.zeros(10), 1.0 + np.arange(10) % 2, 2.0 - np.arange(10) % 2])
     found = rank(scores, np.arange(10))
-    assert found[1].strength - found[0].strength == pytest.approx(math.log(21), abs=1e-6)
+    assert found[1].strength - found[0].strength == pytest.approx(math.log(31), abs=1e-6)
     assert all(math.isfinite(end) for row in found for end in row.interval)
-
-
-def test_the_seed_decides_the_interval() -> None:
-    scores = matches(np.array([0.0, 0.2, 0.4]), 40)
-    first, again, other = (rank(scores, np.arange(40), seed=seed) for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
 
 
 @pytest.mark.parametrize(

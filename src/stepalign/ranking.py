@@ -5,16 +5,14 @@ P(i beats j) = exp(s_i) / (exp(s_i) + exp(s_j)), with strengths s on the scale o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from scipy import optimize, stats  # type: ignore[import-untyped]
 
-NUM_RESAMPLES = 2_000
-MOST_ROUNDS = 10_000
-DRAWN = 1.0
-"""Drawn matches that every pair of systems is given on top of its own, one prompt's worth: a system that always wins or
-always loses then has a finite strength, in the data and in any resample of it."""
+MOST_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,66 +28,114 @@ class Strength:
 def bradley_terry(wins: np.ndarray, *, names: Sequence[str] | None = None) -> np.ndarray:
     """The most likely strengths "m" given wins "m m" of the row's system against the column's, a tie half a win each.
 
-    They are found by Newman's (2023) iteration; Hunter's (2004) MM algorithm ends in the same place but takes thousands
-    of rounds where one system nearly always wins. Raises ValueError, naming systems, unless the systems hang together:
-    if some never win against the others, their strengths have no finite best value; `drawn_matches` gives them one.
+    Raises ValueError, naming systems, unless the systems hang together: if some never win against the others, their
+    strengths have no finite best value; `drawn_matches` gives them one.
     """
+    _check(wins, names or [f"system {index}" for index in range(len(wins))])
+    return _most_likely(wins, np.ones((1, len(wins))), np.zeros(len(wins)))
+
+
+def drawn_matches(num: int, matches: float | None = None) -> np.ndarray:
+    """Wins "m m" of so many drawn matches between every pair of num systems, to be added to others; 2 / m by default.
+
+    These are the penalty of Firth (1993), Jeffreys' prior, for two systems, and close to it for more that play equally
+    often: a system that always wins then has a finite strength.
+    """
+    return (2 / num if matches is None else matches) / 2 * (1 - np.eye(num))
+
+
+def rank(scores: np.ndarray, clusters: np.ndarray) -> list[Strength]:
+    """The strengths of m systems by their scores "m n" of the same n images, with 95 % intervals over prompts.
+
+    `clusters` "n" holds every image's prompt, numbered from 0, of which there are at least two; the images of a prompt
+    share the weight of one match. `drawn_matches` are added. An interval holds the values of a strength at which the
+    profile likelihood is not too far below its maximum: twice the difference, over the design effect (the sandwich
+    variance by prompts over that of independent matches, at least 1; Chandler and Bate 2007), is at most the square of
+    Student's t with one degree of freedom less than there are prompts. Ends are finite and intervals have a width.
+    """
+    matches = _matches(scores, clusters)
+    num_prompts, num = matches.shape[:2]
+    wins = matches.sum(axis=0) + drawn_matches(num)
+    found = bradley_terry(wins)
+    chance = _chance(found)
+    information = np.linalg.pinv(_curvature(wins, chance))
+    surplus = (matches - (matches + np.swapaxes(matches, 1, 2)) * chance).sum(axis=2)
+    surplus -= surplus.mean(axis=0)
+    between = surplus.T @ surplus * num_prompts / (num_prompts - 1)
+    naive, robust = np.diag(information), np.diag(information @ between @ information)
+    effects = np.maximum(1.0, robust / naive)
+    limit = stats.t.ppf(0.975, num_prompts - 1) ** 2
+    most = _log_likelihood(wins, found)
+    strengths = []
+    for row in range(num):
+        beyond = partial(_beyond, wins=wins, found=found, row=row, most=most, limit=limit * effects[row])
+        width = float(np.sqrt(naive[row] * effects[row] * limit))
+        ends = (_end(beyond, float(found[row]), step) for step in (-width, width))
+        strengths.append(Strength(float(found[row]), (next(ends), next(ends))))
+    return strengths
+
+
+def _end(beyond: Callable[[float], float], best: float, step: float) -> float:
+    """Where a function that is negative at `best` becomes 0 in the direction of `step`."""
+    outside = best + step
+    while beyond(outside) < 0:
+        outside += step
+    return float(optimize.brentq(beyond, *sorted((best, outside)), xtol=1e-6))
+
+
+def _beyond(strength: float, *, wins: np.ndarray, found: np.ndarray, row: int, most: float, limit: float) -> float:
+    """How far twice the loss of log-likelihood exceeds the limit, where a row's strength is given and the others are
+    the most likely ones beside it."""
     num = len(wins)
-    _check(wins, names or [f"system {index}" for index in range(num)])
-    return _strengths(wins[None])[0]
+    others = np.delete(found, row)
+    start = np.insert(others - others.mean() - strength / (num - 1), row, strength)
+    fixed = np.stack([np.ones(num), np.eye(num)[row]])
+    return 2 * (most - _log_likelihood(wins, _most_likely(wins, fixed, start))) - limit
 
 
-def drawn_matches(num: int, matches: float = DRAWN) -> np.ndarray:
-    """Wins "m m" of so many drawn matches between every pair of num systems, to be added to others."""
-    return matches / 2 * (1 - np.eye(num))
+def _most_likely(wins: np.ndarray, fixed: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The most likely strengths "m" among those with the products "f" of `fixed` "f m" that `start` "m" has, by
+    Newton's method; the log-likelihood is concave."""
+    strengths, (num_fixed, num) = start, fixed.shape
+    games = wins + wins.T
+    system, right = np.zeros((num + num_fixed, num + num_fixed)), np.zeros(num + num_fixed)
+    system[num:, :num], system[:num, num:] = fixed, fixed.T
+    for _ in range(MOST_STEPS):
+        chance = _chance(strengths)
+        system[:num, :num], right[:num] = _curvature(wins, chance), (wins - games * chance).sum(axis=1)
+        step = np.linalg.solve(system, right)[:num]
+        before, share = _log_likelihood(wins, strengths), 1.0
+        while share > 1e-9 and _log_likelihood(wins, strengths + share * step) < before - 1e-9 * abs(before):
+            share /= 2
+        strengths = strengths + share * step
+        if np.abs(step).max() < 1e-9:
+            return strengths
+    raise ValueError(
+        f"the strengths still move by {np.abs(step).max():.1e} after {MOST_STEPS} steps: hardly any win connects them"
+    )
 
 
-def rank(
-    scores: np.ndarray, clusters: np.ndarray, *, seed: int = 0, num_resamples: int = NUM_RESAMPLES
-) -> list[Strength]:
-    """The strengths of m systems by their scores "m n" of the same n pictures, with percentile intervals over prompts.
+def _chance(strengths: np.ndarray) -> np.ndarray:
+    """The probability "m m" that the row's system beats the column's."""
+    return np.asarray(np.exp(-np.logaddexp(0, strengths[None] - strengths[:, None])))
 
-    `clusters` "n" holds every picture's prompt, numbered from 0; the pictures of a prompt share the weight of one
-    match. Every pair of systems has `DRAWN` matches more. A system that wins every match does so in every resample too,
-    so its interval has no width.
-    """
-    num, matches = len(scores), _matches(scores, clusters)
-    num_prompts = len(matches)
-    rng = np.random.default_rng(seed)
-    counts = rng.multinomial(num_prompts, np.full(num_prompts, 1 / num_prompts), size=num_resamples).astype(float)
-    resampled = (counts @ matches.reshape(num_prompts, -1)).reshape(-1, num, num)
-    drawn = drawn_matches(num)
-    found = _strengths((matches.sum(axis=0) + drawn)[None])[0]
-    lows, highs = np.quantile(_strengths(resampled + drawn), (0.025, 0.975), axis=0)
-    return [Strength(float(found[row]), (float(lows[row]), float(highs[row]))) for row in range(num)]
+
+def _log_likelihood(wins: np.ndarray, strengths: np.ndarray) -> float:
+    return -float((wins * np.logaddexp(0, strengths[None] - strengths[:, None])).sum())
+
+
+def _curvature(wins: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """The Fisher information "m m" of the strengths."""
+    weights = (wins + wins.T) * chance * (1 - chance)
+    return np.asarray(np.diag(weights.sum(axis=1)) - weights)
 
 
 def _matches(scores: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Each prompt's share "c m m" of pictures on which the row's system beats the column's; none against itself."""
+    """Each prompt's share "c m m" of images on which the row's system beats the column's; none against itself."""
     wins = (np.sign(scores[:, None] - scores[None]) + 1) / 2 * (1 - np.eye(len(scores)))[..., None]
     sums = np.zeros((int(clusters.max()) + 1, *wins.shape[:2]))
     np.add.at(sums, clusters, np.moveaxis(wins, -1, 0))
     return sums / np.bincount(clusters)[:, None, None]
-
-
-def _strengths(wins: np.ndarray) -> np.ndarray:
-    """Strengths "r m" of every table of wins "r m m": in turn each p_i = exp(s_i) moves to
-    sum_j w_ij p_j / (p_i + p_j) over sum_j w_ji / (p_i + p_j), w_ij being the wins of i against j."""
-    num = wins.shape[-1]
-    logs = np.zeros(wins.shape[:2])
-    for _ in range(MOST_ROUNDS):
-        before = logs.copy()
-        for i in range(num):
-            p = np.exp(logs)
-            inverse = 1 / (p[:, i, None] + p)
-            logs[:, i] = np.log((wins[:, i] * p * inverse).sum(axis=-1) / (wins[:, :, i] * inverse).sum(axis=-1))
-        logs -= logs.mean(axis=-1, keepdims=True)
-        moved = np.abs(logs - before).max()
-        if moved < 1e-10:
-            return logs
-    raise ValueError(
-        f"the strengths still move by {moved:.1e} after {MOST_ROUNDS} rounds: hardly any win connects them"
-    )
 
 
 def _check(wins: np.ndarray, names: Sequence[str]) -> None:
