@@ -223,7 +223,7 @@ def test_the_demo_runs_the_miniature_recipe(monkeypatch: pytest.MonkeyPatch, tmp
         ("--prompts /nowhere.txt", "there is no file '/nowhere.txt'"),
         ("--evaluation.prompts {folder}/empty.txt", "empty.txt is empty"),
         ("--branching.num_candidates 1", "num_candidates must be at least 2"),
-        ("--judge.path {folder}/nan", "not a finite number"),
+        ("--judge.path {folder}/nan", "not finite numbers"),
         ("--judge.path {folder}/mute", "tokenizer"),
         ("--judge.path /nowhere/judge", "judge: there is no folder '/nowhere/judge'"),
         ("--judge.path {folder}", "config.json"),
@@ -236,7 +236,7 @@ def test_the_demo_runs_the_miniature_recipe(monkeypatch: pytest.MonkeyPatch, tmp
 def test_bad_input_is_one_line_that_says_what_is_wrong(
     words: str, said: str, flags: Flags, tiny_spm_folder: Path, tmp_path: Path, refused: Refused
 ) -> None:
-    for name, text in (("empty.txt", "\n"), ("rows.jsonl", '"a"\n{"text": "b"}\n'), ("list.json", '{"prompt": "a"}')):
+    for name, text in (("empty.txt", "\n"), ("rows.jsonl", '"a"\n{"other": "b"}\n'), ("list.json", '{"prompt": "a"}')):
         (tmp_path / name).write_text(text)
     shutil.copytree(tiny_spm_folder, tmp_path / "nan")
     weights = load_file(tiny_spm_folder / "model.safetensors")

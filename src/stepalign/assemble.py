@@ -9,6 +9,7 @@ import torch
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
+from stepalign.checks import check_prompts, check_recipe
 from stepalign.clip import first_line, resolve_folder
 from stepalign.identity import Identity, network_identity, text_digest, values_digest
 from stepalign.judges.image import ImageJudge
@@ -74,9 +75,15 @@ class Parts:
 
 
 def assemble(recipe: Recipe) -> Parts:
-    """Load and check everything a recipe names; raises ValueError with what is wrong and what to do."""
+    """Load and check everything a recipe names; raises ValueError with what is wrong and what to do.
+
+    What needs no weights is checked before any are loaded.
+    """
+    check_recipe(recipe)
     prompts = _prompts(recipe.prompts, "prompts")
     held_out, guard = _held_out(recipe)
+    check_prompts(prompts, "prompts")
+    check_prompts(held_out, "evaluation.prompts")
     scorers = scorer_entries(recipe.evaluation.scorers) if recipe.evaluation.scorers else {}
     if both := scorers.keys() & set(recipe.evaluation.oracles):
         raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 from stepalign import miniature
 from stepalign.assemble import base_model, guided_network, load_spm, pickscore, spm_identity
 from stepalign.batch import Conditioning
+from stepalign.checks import check_base, check_folder
 from stepalign.clip import first_line, load_clip, resolve_folder
 from stepalign.config import public_name
 from stepalign.data.pairs import PairSource
@@ -64,6 +65,8 @@ class JudgeParts:
 def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     """Load and check everything a recipe names and make its data ready; raises ValueError with what to do."""
     data, evaluation = recipe.data, recipe.evaluation
+    check_base(recipe.model, recipe.base)
+    check_folder(data.relabel_with, "data.relabel_with")
     source = _source("data.pairs", data.pairs, data.split, data.streaming, data.num_rows)
     own = None
     if evaluation.pairs is not None:

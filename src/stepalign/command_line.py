@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 from stepalign.commands import convert_judge, env, plot, push_judge
-from stepalign.config import change, load_named, parse_flags
+from stepalign.config import change, check_directory_name, load_named, parse_flags
 from stepalign.console import progress_bars, quieten, show_accuracy, show_scores
 from stepalign.errors import UsageError
 from stepalign.evaluation_commands import add_parsers, compare, evaluate, generate
@@ -191,9 +191,8 @@ def _run(recipe: Recipe, output: Path | None) -> int:
 
 
 def _default_output(name: str) -> Path:
-    """Where a recipe's run goes unless told; its name may come from somebody else's file."""
-    if name in ("", ".", "..") or any(sign in name for sign in "/\\") or not name.isprintable():
-        raise ValueError(f"output: the recipe's name {name!r} cannot name a directory; give one with --output")
+    """Where a recipe's run goes unless told."""
+    check_directory_name(name, "output")
     return Path("runs") / name
 
 

@@ -7,9 +7,15 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stepalign.console import progress_bars, quieten
+from stepalign.parsing import parse_json, read_text
 from stepalign.reproducibility import mkl_warning, processor
+
+if TYPE_CHECKING:
+    from transformers import CLIPConfig
 
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub")
 
@@ -30,10 +36,12 @@ def plot(arguments: argparse.Namespace) -> int:
         return 0
     from stepalign.assemble import base_model
     from stepalign.checkpoint import replacing
+    from stepalign.checks import check_base
     from stepalign.figures import plot_weights
     from stepalign.recipes import Model
     from stepalign.sampler import DDIM
 
+    check_base(arguments.model, Model())
     model = base_model(arguments.model, Model(num_steps=arguments.num_steps))
     picture = plot_weights(DDIM(model.schedule(arguments.num_steps)))
     with replacing(arguments.output) as temporary:
@@ -53,8 +61,9 @@ def push_judge(arguments: argparse.Namespace) -> int:
 def convert_judge(arguments: argparse.Namespace) -> int:
     """Write a released step-aware preference model as config, safetensors and tokenizer."""
     import torch  # like what follows, too slow to import for --help
-    from transformers import CLIPConfig, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
+    from stepalign.checks import check_folder
     from stepalign.clip import check_tokenizer, resolve_folder
     from stepalign.judges.spm import StepAwarePreferenceModel
     from stepalign.judges.spm_files import RELEASED_TOKENIZER
@@ -62,7 +71,8 @@ def convert_judge(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output: {output} exists and is not an empty directory; give another")
-    config = None if arguments.config is None else CLIPConfig.from_json_file(arguments.config)
+    config = None if arguments.config is None else _clip_config(arguments.config)
+    check_folder(arguments.tokenizer, "tokenizer")
     model = StepAwarePreferenceModel.from_checkpoint(arguments.checkpoint, config)
     tokenizer = None
     try:
@@ -83,6 +93,19 @@ def convert_judge(arguments: argparse.Namespace) -> int:
         tokenizer.save_pretrained(output)
     print(output)
     return 0
+
+
+def _clip_config(path: Path) -> CLIPConfig:
+    """The CLIP that a config.json describes; raises ValueError naming the file."""
+    from transformers import CLIPConfig
+
+    values = parse_json(read_text(path, "config"), f"config: {path}")
+    if not isinstance(values, dict):
+        raise ValueError(f"config: {path} holds a JSON {type(values).__name__}; the config of a CLIP is an object")
+    try:
+        return CLIPConfig.from_dict(values)
+    except Exception as error:  # a damaged config has transformers raise nearly anything
+        raise ValueError(f"config: {path} is not of a CLIP: {error}") from error
 
 
 def env() -> int:

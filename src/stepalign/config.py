@@ -19,7 +19,7 @@ T = TypeVar("T")
 NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def override(value: T, changes: Mapping[str, Any], prefix: str = "") -> T:
+def override(value: T, changes: Mapping[Any, Any], prefix: str = "") -> T:
     """A frozen dataclass with some fields changed, nested like the dataclass itself.
 
     Raises ValueError for an unknown field, naming the nearest, and for a value that does not fit its field.
@@ -61,7 +61,7 @@ def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> 
     return change(blank(path.stem) if start is None else known[start], values)
 
 
-def change(recipe: T, values: Mapping[str, Any]) -> T:
+def change(recipe: T, values: Mapping[Any, Any]) -> T:
     """The recipe with some fields changed, nested as in YAML; raises ValueError as `override` does."""
     try:
         return override(recipe, values)
@@ -112,6 +112,12 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--{flag} is given twice, or beside a field of its own")
         target[last] = read[0] if len(read) == 1 else read
     return changes
+
+
+def check_directory_name(name: str, what: str) -> None:
+    """Raise ValueError for a name, which may come from somebody else's file, that would lead out of a directory."""
+    if name in ("", ".", "..") or any(sign in name for sign in "/\\:") or not name.isprintable():
+        raise ValueError(f"{what}: the recipe's name {name!r} cannot name a directory")
 
 
 def require(holds: bool, field: str, value: object, what: str) -> None:

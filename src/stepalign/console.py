@@ -1,12 +1,20 @@
-"""What a run shows on the terminal: progress bars while it works, a table of scores when it is done."""
+"""What a run shows on the terminal: its progress while it works, a table of scores when it is done.
+
+Names come from files of anybody, so nothing in them is read as rich's markup or reaches the terminal as a control
+character.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from stepalign.errors import one_line
+from stepalign.progress_lines import ProgressLines
 
 PHASES = {"sample": "  sampling", "train": "  training", "evaluate": "evaluating", "prepare": "encoding rows"}
 PHASES |= {"inspect": "reading pictures", "score": "   scoring", "draw": "   drawing"}
@@ -16,13 +24,14 @@ def show_scores(summary: dict[str, Any], console: Console) -> None:
     """The scores of a finished run as a table, if it has any."""
     if not summary["scores"]:
         return
-    table = Table(title=f"{summary['recipe']}, seed {summary['seed']}: {summary['num_prompts']} held-out prompts")
+    recipe = escape(one_line(summary["recipe"]))
+    table = Table(title=f"{recipe}, seed {summary['seed']}: {summary['num_prompts']} held-out prompts")
     for heading in ("score", "base", "aligned", "difference", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     for name, row in summary["scores"].items():
         low, high = row["interval"]
         table.add_row(
-            name,
+            escape(one_line(name)),
             f"{row['base']:.4f}",
             f"{row['aligned']:.4f}",
             f"{row['difference']:+.4f}",
@@ -70,12 +79,13 @@ class RoundBars:
 
     def note(self, message: str) -> None:
         """Print a line above the bars."""
-        self._progress.console.print(message, highlight=False, soft_wrap=True)
+        self._progress.console.print(message, highlight=False, markup=False, soft_wrap=True)
 
 
 def show_accuracy(summary: dict[str, Any], console: Console) -> None:
     """The held-out accuracy of a trained judge as a table."""
-    title = f"{summary['recipe']}, seed {summary['seed']}: accuracy on {summary['num_decided']} held-out pairs"
+    recipe = escape(one_line(summary["recipe"]))
+    title = f"{recipe}, seed {summary['seed']}: accuracy on {summary['num_decided']} held-out pairs"
     table = Table(title=title)
     for heading in ("timestep", "before", "trained", "difference", "95 % interval"):
         table.add_column(heading, justify="right")
@@ -98,8 +108,10 @@ def quieten() -> None:
         logging.set_verbosity_error()
 
 
-def progress_bars(*, rounds: bool = True) -> RoundBars:
-    """Bars on the main process's standard error; without `rounds` for work that has none."""
+def progress_bars(*, rounds: bool = True) -> RoundBars | ProgressLines:
+    """Bars on the main process's standard error, or lines where that is no terminal; without `rounds` for work that has
+    none."""
     from stepalign.parallel import processes
 
-    return RoundBars(Console(stderr=True, quiet=not processes().is_main_process), rounds=rounds)
+    console = Console(stderr=True, quiet=not processes().is_main_process)
+    return RoundBars(console, rounds=rounds) if console.is_terminal else ProgressLines(console, PHASES)

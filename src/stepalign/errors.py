@@ -19,7 +19,7 @@ from pathlib import Path
 from stepalign.stopping import Stopped
 
 TRACEBACK = "traceback.txt"
-MARKERS = ("recipe.yaml", "generation.json")
+MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
 """Files that tell a directory of ours: only there, or in the system's temporary folder, a traceback is written."""
 LONGEST = 1200
 """Characters of a line; a prompt or a list of tensors may be of any length."""

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from stepalign.config import override, parse_flags, require
 from stepalign.console import progress_bars, quieten
+from stepalign.errors import one_line
 
 MODEL_HELP = 'diffusers folder, hub id, single .safetensors file, or "miniature"'
 PROMPTS_HELP = (
@@ -87,8 +88,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
     from stepalign.metrics.geneval_files import write_geneval_manifest
     from stepalign.parallel import processes
     from stepalign.picture_sets import PictureSets
-    from stepalign.scorers import scorer_entries
-    from stepalign.scoring import Scoring, evaluate_folder
+    from stepalign.scoring import Scoring, check_scoring, evaluate_folder
 
     sets = PictureSets(
         features=arguments.features,
@@ -107,8 +107,7 @@ def evaluate(arguments: argparse.Namespace, rest: list[str]) -> int:
         sets=sets,
         device=arguments.device or str(processes().device),
     )
-    if scoring.scorers:
-        scorer_entries(scoring.scorers)
+    check_scoring(scoring)
     if arguments.model is not None:
         if arguments.prompts is None:
             raise ValueError("prompts: --model draws pictures, and needs --prompts")
@@ -143,14 +142,13 @@ def _given(arguments: argparse.Namespace, *names: str) -> list[str]:
 
 def show_results(results: dict[str, Any], console: Console) -> None:
     """The mean scores of a folder as a table."""
-    table = Table(
-        title=f"{escape(results['name'])}: {results['num_images']} pictures of {results['num_prompts']} prompts"
-    )
+    name = escape(one_line(results["name"]))
+    table = Table(title=f"{name}: {results['num_images']} pictures of {results['num_prompts']} prompts")
     for heading in ("score", "mean", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     for name, row in results["scores"].items():
         interval = "–" if row["interval"] is None else f"{row['interval'][0]:.4f} to {row['interval'][1]:.4f}"
-        table.add_row(name, f"{row['mean']:.4f}", interval)
+        table.add_row(escape(one_line(name)), f"{row['mean']:.4f}", interval)
     console.print(table)
 
 
@@ -161,6 +159,8 @@ def _draw(arguments: argparse.Namespace, output: Path, rest: list[str]) -> dict[
     from stepalign.prompt_sets import load_prompt_set
 
     choice = override(Generation(model=arguments.model), parse_flags(rest))
+    folder = arguments.prompt_folder
+    require(folder is None or folder.is_dir(), "prompt-folder", folder, "a folder that is there")
     found = load_prompt_set(arguments.prompts, folder=arguments.prompt_folder, own={"miniature": split_captions()[1]})
     require(
         arguments.num_prompts is None or arguments.num_prompts >= 1, "num-prompts", arguments.num_prompts, "at least 1"

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from stepalign.assemble import base_model, guided_network, precision_of
 from stepalign.checkpoint import replacing, write_text
+from stepalign.checks import check_base, check_folder, check_prompts, is_miniature, notes_on_prompts
 from stepalign.config import require, to_plain
 from stepalign.finite import NotFinite
 from stepalign.images import open_image
@@ -33,6 +34,7 @@ from stepalign.models.adapters import adapter_digest, load_adapters, split_scale
 from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.unet import replace_unet
 from stepalign.parallel import processes
+from stepalign.parsing import parse_json, read_text
 from stepalign.policy import GuidedNetwork
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import FrozenModel, local_path
@@ -111,6 +113,8 @@ def generate_folder(
     """
     watcher = watcher or Silence()
     choice = _with_absolute_paths(choice)
+    check_base(choice.model, choice.base)
+    check_folder(choice.unet, "unet")
     rows = _rows(choice, prompts, categories)
     settings = _settings(choice, rows)
     done = _claim(output, settings)
@@ -124,6 +128,8 @@ def generate_folder(
     processes().wait_for_everyone()
     if len(missing) < len(rows):
         watcher.note(f"{len(rows) - len(missing)} of {len(rows)} pictures are there; drawing the others")
+    for note in notes_on_prompts(prompts) if is_miniature(choice.model) else []:
+        watcher.note(note)
     cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
     _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
     processes().wait_for_everyone()
@@ -215,6 +221,7 @@ def _rows(choice: Generation, prompts: list[str], categories: list[str] | None) 
     """The manifest, sorted by prompt; raises ValueError naming a prompt that is empty."""
     if not prompts:
         raise ValueError("prompts: none were given")
+    check_prompts(prompts, "prompts")
     for index, prompt in enumerate(prompts):
         if not prompt.strip():
             raise ValueError(f"prompts: number {index}, counted from 0, is empty")
@@ -262,7 +269,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not (output / GENERATION).is_file():
         raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
     try:
-        record: dict[str, Any] = json.loads((output / GENERATION).read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(read_text(output / GENERATION, "output"), GENERATION)
         theirs = _flat(record["settings"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"output: {output / GENERATION} is damaged; give a new or empty directory") from error

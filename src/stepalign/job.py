@@ -26,6 +26,7 @@ from torch import Tensor
 from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
 from stepalign.checkpoint import RunState, load_state, replacing, save_state, write_text
+from stepalign.checks import notes_on
 from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare
 from stepalign.figures import plot_weights
@@ -71,6 +72,8 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     if (done := finished(output)) is not None:
         return done
     parts = assemble(recipe)
+    for note in notes_on(recipe, [*parts.trainer.stream.prompts, *parts.held_out]):
+        watcher.note(note)
     cut = {"training": count_cut(parts.readers, parts.trainer.stream.prompts, watcher, which="training")}
     if parts.held_out:
         readers = parts.readers | parts.scorer_readers

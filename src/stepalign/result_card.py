@@ -22,6 +22,7 @@ from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
 from stepalign.identity import values_digest
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
+from stepalign.parsing import parse_json, read_text
 from stepalign.prompts_cut import cut_words
 from stepalign.run_directory import device_name, versions
 from stepalign.sampling_record import sampling_of_generation, sampling_words
@@ -108,9 +109,9 @@ def read_generation(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_text(path, path.stem), str(path))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}; draw the pictures again, or delete it") from error
+        raise ValueError(f"{error}; draw the pictures again, or delete it") from error
     return _public(found) if isinstance(found, dict) else None
 
 

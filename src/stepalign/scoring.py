@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stepalign.checks import check_device, check_folder, check_scorers
 from stepalign.clip import first_line
 from stepalign.config import require
 from stepalign.identity import ordered_files_digest, values_digest
@@ -54,6 +55,22 @@ class Scoring:
         require(bool(self.scorers) or self.sets.anything, "scorers", "none", "named, or something else measured")
 
 
+def check_scoring(scoring: Scoring) -> dict[str, str]:
+    """The scorers by their names; raises ValueError for anything named that is not there, and loads nothing."""
+    entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
+    check_scorers(scoring.scorers, "scorers")
+    check_device(scoring.device)
+    sets = scoring.sets
+    check_folder(sets.features, "features")
+    check_folder(sets.cmmd, "cmmd")
+    if sets.geneval and sets.detector.endswith(".jsonl"):
+        require(Path(sets.detector).is_file(), "detector", repr(sets.detector), "a file that is there")
+    elif sets.geneval:
+        check_folder(sets.detector, "detector")
+        check_folder(sets.colours, "colours")
+    return entries
+
+
 def evaluate_folder(
     folder: Path, scoring: Scoring, *, name: str | None = None, watcher: Watcher | None = None
 ) -> dict[str, Any]:
@@ -65,7 +82,7 @@ def evaluate_folder(
     names.
     """
     watcher = watcher or Silence()
-    entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
+    entries = check_scoring(scoring)
     rows = read_manifest(folder, allow_outside=scoring.sets.allow_outside)
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)

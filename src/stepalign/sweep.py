@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from stepalign.checkpoint import write_text
-from stepalign.config import change, require, to_plain
+from stepalign.config import change, check_directory_name, require, to_plain
 from stepalign.job import SCORES, run
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
@@ -62,6 +62,7 @@ def load_sweep(path: Path) -> Sweep:
     nested = isinstance(tables, dict) and tables and all(isinstance(rows, dict) and rows for rows in tables.values())
     require(bool(nested), "sweep: tables", tables, "tables of rows of changes")
     start, common = str(values["recipe"]), values.get("changes") or {}
+    require(isinstance(common, dict), "sweep: changes", common, "changes of fields")
     return Sweep(
         tuple(seeds),
         {
@@ -86,6 +87,8 @@ def run_sweep(
     tables = {table: rows for table, rows in sweep.tables.items() if only.lower() in table.lower()}
     require(bool(tables), "only", repr(only), f"part of a table's name: {', '.join(sweep.tables)}")
     runs = Sweep(sweep.seeds, tables).runs()
+    for path in (output, *output.parents):
+        require(path.is_dir() or not path.exists(), "output", path, "a directory, not a file")
     for number, (name, recipe) in enumerate(runs.items()):
         if number % parts == part - 1 and finished(output / name) is None:
             if watcher is not None:
@@ -133,6 +136,7 @@ def _row(start: str, common: dict[str, Any], changes: Any, where: str) -> Recipe
         recipe = change(change(load_recipe(str(own.pop("recipe", start))), common), own)
     except ValueError as error:
         raise ValueError(f"sweep: {where}: {error}") from error
+    check_directory_name(recipe.name, f"sweep: {where}")
     require(recipe.evaluation.prompts is not None, f"sweep: {where}: evaluation.prompts", None, "given, to compare by")
     return recipe
 

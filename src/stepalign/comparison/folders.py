@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from stepalign.config import require
 from stepalign.identity import ordered_files_digest, values_digest
 from stepalign.manifest import EVALUATION, MANIFEST, SCORES, ImageRow, ScoredRow, read_manifest, read_scores
 from stepalign.metrics.record import read_record, record_differences
+from stepalign.parsing import parse_json, read_text
 from stepalign.protocols import ScorerRecord
 
 SHOWN = 3
@@ -187,9 +187,9 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"there is no {file}; run `stepalign evaluate` on the folder first")
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}; {AGAIN}") from error
+        values = parse_json(read_text(file, file.stem), str(file))
+    except ValueError as error:
+        raise ValueError(f"{error}; {AGAIN}") from error
     if not isinstance(values, dict) or not isinstance(values.get("scorers"), dict) or not values["scorers"]:
         raise ValueError(f"{file} has no scorers; {AGAIN}")
     if not isinstance(values.get("generation"), dict | None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjec
 
 from stepalign.clip import first_line
 from stepalign.hub import ask_hub, not_on_hub, split_hub_file
+from stepalign.parsing import parse_json, read_text
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 CLIP_TEXT = ("text_model.", "text_projection.", "logit_scale")
@@ -81,8 +81,8 @@ def weight_files(folder: Path) -> list[Path]:
 def model_type(folder: Path) -> str:
     """What kind of model a folder of transformers holds, by its config; raises ValueError when it does not say."""
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = parse_json(read_text(folder / "config.json", "config"), str(folder / "config.json"))["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} has no config.json that says its model_type") from error
     return str(kind)
 
