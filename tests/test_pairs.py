@@ -10,6 +10,7 @@ import pytest
 import torch
 from drawn import encoded
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from stepalign.data.pairs import BadRow, ImagePair, RawPair, TooManyBadRows, Unreadable, read, to_tensor
 
@@ -116,8 +117,10 @@ def test_the_picture_covers_the_size_and_its_centre_is_kept(source: tuple[int, i
     """As resizing all of it and then cropping, to two levels of 255 for what Pillow rounds between rows and columns."""
     image = noise(source).point(lambda value: 64 + value // 2)
     height, width = size
-    scale = max(height / image.height, width / image.width)
-    tall, wide = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+    tall, wide = (
+        max(height, int(width * image.height / image.width)),
+        max(width, int(height * image.width / image.height)),
+    )
     resized = image.resize((wide, tall), Image.Resampling.BICUBIC)
     top, left = (tall - height) // 2, (wide - width) // 2
     expected = np.asarray(resized.crop((left, top, left + width, top + height)), dtype=np.float32)
@@ -125,6 +128,15 @@ def test_the_picture_covers_the_size_and_its_centre_is_kept(source: tuple[int, i
     assert tensor.shape == (3, *size)
     found = ((tensor + 1) * 127.5).permute(1, 2, 0).numpy()
     assert np.abs(found - expected).max() < 2.01
+
+
+@pytest.mark.parametrize("source", [(40, 31), (31, 40), (9, 50), (31, 31), (8, 12), (19, 26), (26, 16)])
+def test_squares_are_those_of_transformers_processor(source: tuple[int, int]) -> None:
+    image = noise(source).point(lambda value: 64 + value // 2)
+    plain = {"do_rescale": False, "do_normalize": False}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, **plain)
+    expected = processor([image], return_tensors="pt").pixel_values[0].float()
+    assert ((to_tensor(image, (16, 16)) + 1) * 127.5 - expected).abs().max() < 2.01
 
 
 def test_a_long_strip_costs_no_more_than_its_centre() -> None:

@@ -18,7 +18,7 @@ from stepalign.batch import Conditioning
 from stepalign.checks import check_base, check_folder
 from stepalign.clip import first_line, load_clip, resolve_folder
 from stepalign.config import public_name
-from stepalign.data.pairs import PairSource
+from stepalign.data.pairs import RESIZING, PairSource
 from stepalign.data.prepared import Labeller, Manifest, PairEncoder, PreparedPairs, prepare
 from stepalign.data.sources import open_pairs
 from stepalign.identity import Identity, network_identity, values_digest
@@ -205,7 +205,7 @@ def _prepared(
 
     used = {part: value for part, value in made_by.items() if part.partition(".")[0] not in NOT_IN_THE_CACHE}
     size = model.picture_size
-    key = values_digest([source.fingerprint, used, data.tie_gap if label else None])[:20]
+    key = values_digest([source.fingerprint, used, data.tie_gap if label else None, RESIZING])[:20]
     return prepare(
         source,
         Path(data.cache).expanduser() / key,

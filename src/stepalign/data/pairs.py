@@ -114,17 +114,24 @@ def read(raw: RawPair) -> ImagePair | BadRow:
     return ImagePair(prompt, (first, second), label, weight)
 
 
+RESIZING = "long side truncated"
+"""Tells latents of images resized by this version of `to_tensor` from those of another."""
+
+
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
     """An RGB image as values in [-1, 1] at `size`, which is (height, width).
 
-    Bicubic with antialias until it just covers the size, then the centre.
+    Bicubic with antialias until it just covers the size, then the centre: to squares as transformers' processor of
+    CLIP's images, which prepared those of SPO's released training.
     """
     assert image.mode == "RGB", image.mode
     if min(size) < 1:
         raise ValueError(f"size must be at least 1 by 1 pixels, got {size}")
     height, width = size
-    scale = max(height / image.height, width / image.width)
-    tall, wide = max(height, round(scale * image.height)), max(width, round(scale * image.width))
+    if height * image.width >= width * image.height:
+        tall, wide = height, int(height * image.width / image.height)
+    else:
+        tall, wide = int(width * image.height / image.width), width
     top, left = (tall - height) // 2, (wide - width) // 2
     # Only what the crop keeps is resampled: a strip of 1 by 10 000 pixels would fill the memory otherwise.
     down, across = image.height / tall, image.width / wide
