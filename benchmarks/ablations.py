@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from stepalign.recipes import Recipe
-from stepalign.run_directory import finished
+from stepalign.run_directory import finished, timing_of
 from stepalign.statistics import paired_difference
 from stepalign.sweep import Scores, Sweep, directory, load_sweep, run_scores
 
@@ -60,7 +60,7 @@ def table_lines(sweep: Sweep, rows: dict[str, Recipe]) -> list[str]:
         calls = sum(number for summary in done for call, number in summary["calls"].items() if is_network(call))
         cells = [name, str(len(done)), gain(own[METRIC]), "–" if recipe == first else against(sweep, recipe, first)]
         cells += [gain(own["judge"]), f"{calls / len(done) / 1000:.0f} k"]
-        cells.append(f"{min(summary['seconds'] for summary in done) / 60:.1f}")
+        cells.append(f"{min(timing_of(summary)['seconds'] for summary in done) / 60:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

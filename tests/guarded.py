@@ -76,7 +76,7 @@ def parts_of(model: BaseModel, recipe: Recipe) -> Parts:
     held_out = split_captions()[1][:NUM_PROMPTS]
     first = held_out[: recipe.guard.num_prompts]
     watched = GuardPrompts(first, first, evaluated=True)
-    return Parts(model, policy, trainer.sampler, judge, lambda: 0, trainer, held_out, oracles, {}, {}, {}, watched)
+    return Parts(model, policy, trainer.sampler, judge, trainer, held_out, oracles, {}, {}, {}, watched)
 
 
 def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated:
@@ -110,7 +110,7 @@ def rows_of(output: Path, name: str = "guard.jsonl") -> list[Row]:
 
 def without_work(summary: dict[str, Any]) -> dict[str, Any]:
     """A summary without the clock and without what was computed."""
-    values = {key: value for key, value in summary.items() if not key.endswith("seconds")}
+    values = {key: value for key, value in summary.items() if key != "timing"}
     return values | {"calls": None}
 
 

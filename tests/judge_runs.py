@@ -77,7 +77,7 @@ def summary(output: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is no JSON")
 
     values = json.loads((output / "summary.json").read_text(), parse_constant=refuse)
-    return {key: value for key, value in values.items() if not key.endswith("seconds")}
+    return {key: value for key, value in values.items() if key != "timing"}
 
 
 def rows(output: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import torch
 from worlds import assert_same
 
 from stepalign import checkpoint
-from stepalign.checkpoint import RunState, load_state, replacing, save_state, write_text
+from stepalign.checkpoint import RunState, load_checkpoint, load_state, previous, replacing, save_state, write_text
 
 
 def some_state(num_rounds: int = 3) -> RunState:
@@ -42,11 +42,27 @@ def test_a_saved_state_comes_back_bit_identical(tmp_path: Path) -> None:
         assert_same(getattr(state, field.name), getattr(loaded, field.name))
 
 
-def test_saving_leaves_nothing_beside_the_file(tmp_path: Path) -> None:
-    save_state(some_state(), tmp_path / "checkpoint.pt")
-    save_state(some_state(4), tmp_path / "checkpoint.pt")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert load_state(tmp_path / "checkpoint.pt", RunState).num_rounds == 4
+def test_saving_keeps_the_file_before_and_nothing_else(tmp_path: Path) -> None:
+    for num_rounds in (3, 4, 5):
+        save_state(some_state(num_rounds), tmp_path / "checkpoint.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "previous-checkpoint.pt"]
+    for path, num_rounds in ((tmp_path / "checkpoint.pt", 5), (previous(tmp_path / "checkpoint.pt"), 4)):
+        assert load_state(path, RunState).num_rounds == num_rounds
+
+
+def test_a_state_keeps_the_rows_that_belong_to_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 3}\n')
+    save_state(some_state(), tmp_path / "checkpoint.pt", files=("metrics.jsonl", "guard.jsonl"))
+    state, texts = load_checkpoint(tmp_path / "checkpoint.pt", RunState)
+    assert (state.num_rounds, texts) == (3, {"metrics.jsonl": '{"round": 3}\n'})
+
+
+def test_values_of_another_type_are_no_state(tmp_path: Path) -> None:
+    for name, value in (("adapter", 3), ("num_rounds", "three"), ("optimizer", [1])):
+        values = {field.name: getattr(some_state(), field.name) for field in dataclasses.fields(RunState)}
+        torch.save(values | {name: value}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=f"is not a checkpoint of this version .{name} is of type"):
+            load_state(tmp_path / "checkpoint.pt", RunState)
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,16 @@ from stepalign.recipes import RECIPES, Recipe, load_recipe
 from stepalign.train import Trainer
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
-FILES = [ADAPTER, "checkpoint.pt", "metrics.jsonl", "recipe.yaml", "report.html", "scores.jsonl", "summary.json"]
+FILES = [
+    "adapter/kohya.safetensors",
+    ADAPTER,
+    "checkpoint.pt",
+    "files.json",
+    "metrics.jsonl",
+    "previous-checkpoint.pt",
+    "recipe.yaml",
+]
+FILES += ["report.html", "scores.jsonl", "stepalign.json", "summary.json"]
 SETTINGS = {
     "--base.num_steps": "3",
     "--branching.num_candidates": "2",
@@ -96,8 +105,10 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 
 def summary(output: Path) -> dict[str, Any]:
+    """All of a summary that another run of the same repeats."""
     values = json.loads((output / "summary.json").read_text())
-    return {key: value for key, value in values.items() if not key.endswith("seconds")}
+    assert list(values["timing"]) == ["seconds", "training_seconds", "device"]
+    return {key: value for key, value in values.items() if key != "timing"}
 
 
 # Whole runs
@@ -186,7 +197,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(
     assert len(done) == rounds_left
     assert (tmp_path / "run" / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()
     assert rows(tmp_path / "run") == rows(finished)
-    assert summary(tmp_path / "run") == summary(finished)
+    assert json.dumps(summary(tmp_path / "run")) == json.dumps(summary(finished))
 
 
 def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
@@ -289,11 +300,12 @@ def test_a_file_in_place_of_the_directory_is_refused(name: str, flags: Flags, tm
     assert "is a file" in refused(*train(flags), output=tmp_path / name)
 
 
-def test_a_damaged_checkpoint_is_refused(flags: Flags, finished: Path, tmp_path: Path, refused: Refused) -> None:
+def test_two_damaged_checkpoints_are_refused(flags: Flags, finished: Path, tmp_path: Path, refused: Refused) -> None:
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run/summary.json").unlink()
-    (tmp_path / "run/checkpoint.pt").write_bytes((finished / "checkpoint.pt").read_bytes()[:1000])
-    assert "checkpoint.pt is not a checkpoint" in refused(*train(flags), output=tmp_path / "run")
+    for name in ("checkpoint.pt", "previous-checkpoint.pt"):
+        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes()[:1000])
+    assert "no whole checkpoint is left to make it again from" in refused(*train(flags), output=tmp_path / "run")
 
 
 def test_a_directory_that_cannot_be_written_is_one_line(flags: Flags, refused: Refused) -> None:

@@ -277,7 +277,7 @@ def test_a_stopped_run_given_again_does_not_train_on(
     summary = go(tmp_path / "run", notes)
     assert without_work(summary) == without_work(stopped[1])
     assert (tmp_path / "run" / ADAPTER).read_bytes() == (stopped[0] / ADAPTER).read_bytes()
-    assert notes.notes == []
+    assert [note.partition("is missing")[0][-8:] for note in notes.notes] == ["tensors "]  # nothing of the guard
 
 
 def test_rows_after_the_last_checkpoint_are_forgotten(

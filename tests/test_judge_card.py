@@ -55,7 +55,7 @@ SUMMARY = {
         "num_rows": 20000,
         "num_skipped": 3,
     },
-    "device": "some GPU",
+    "timing": {"device": "some GPU"},
     "versions": {"stepalign": "0.1.0", "torch": "2.6.0"},
 }
 

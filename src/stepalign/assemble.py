@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +59,6 @@ class Parts:
     policy: LoraPolicy
     sampler: DDIM
     judge: Judge
-    count_judge_texts: Callable[[], int]
     trainer: Trainer
     held_out: list[str]
     """Prompts to evaluate on; empty when the recipe has none."""
@@ -88,7 +86,7 @@ def assemble(recipe: Recipe) -> Parts:
     if both := scorers.keys() & set(recipe.evaluation.oracles):
         raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
     model = base_model(recipe.model, recipe.base)
-    judge, count_judge_texts, judge_identity, judge_reader = _judge(recipe, model)
+    judge, judge_identity, judge_reader = _judge(recipe, model)
     identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
@@ -123,7 +121,6 @@ def assemble(recipe: Recipe) -> Parts:
         policy,
         sampler,
         judge,
-        count_judge_texts,
         trainer,
         held_out,
         metrics,
@@ -205,8 +202,8 @@ def guard_prompts(every: list[str], evaluated: list[str], num: int) -> GuardProm
     return GuardPrompts(distinct[:num], distinct[:num], evaluated=True)
 
 
-def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], Identity, Reader]:
-    """The judge, how many texts it has embedded, its identity, and how many of some prompts it cuts."""
+def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Identity, Reader]:
+    """The judge, its identity, and how many of some prompts it cuts."""
     choice, device = recipe.judge, processes().device
     try:
         match choice.kind:
@@ -220,13 +217,12 @@ def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Callable[[], int], 
                     max_batch=choice.max_batch,
                     preprocessing=choice.preprocessing,
                 )
-                identity = spm_identity("judge", spm, tokenizer)
-                return step_aware, lambda: step_aware.num_texts, identity, step_aware.num_cut
+                return step_aware, spm_identity("judge", spm, tokenizer), step_aware.num_cut
             case "pickscore":
                 metric = pickscore(choice.path, precision_of(choice))
                 judge = ImageJudge(metric, model.decode, max_batch=choice.max_batch)
                 identity = network_identity("judge", metric.model, metric.model.config, metric.tokenizer)
-                return judge, lambda: metric.num_texts, identity, metric.num_cut
+                return judge, identity, metric.num_cut
     except (ValueError, OSError) as error:
         raise ValueError(f"judge: {first_line(error)}; give a folder, hub id or .bin with --judge.path") from error
 

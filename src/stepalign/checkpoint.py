@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 S = TypeVar("S")
+TEXTS = "texts"
+"""Of a checkpoint: the row files that belong to it, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +45,61 @@ class RunState:
     """Of those, the ones at the end in a row that count against training.max_skipped."""
 
 
-def save_state(state: object, path: Path) -> None:
-    """Write a state, a dataclass of plain values and tensors; a crash leaves either the old file or the new one."""
-    with replacing(path) as temporary:
-        torch.save({field.name: getattr(state, field.name) for field in fields(state)}, temporary)  # type: ignore[arg-type]
+def save_state(state: object, path: Path, *, files: Sequence[str] = ()) -> None:
+    """Write a state, a dataclass of plain values and tensors; after a crash `path` or `previous(path)` is whole.
+
+    The texts of `files` beside it, rows that belong to this state, are kept in it; the file before is kept too.
+    """
+    beside = (path.with_name(name) for name in files)
+    texts = {file.name: file.read_text(encoding="utf-8") for file in beside if file.is_file()}
+    values = {field.name: getattr(state, field.name) for field in fields(state)}  # type: ignore[arg-type]
+    with replacing(path, keep=previous(path)) as temporary:
+        torch.save(values | {TEXTS: texts}, temporary)
 
 
 def load_state(path: Path, kind: type[S]) -> S:
     """Read a saved state of a kind; raises ValueError when the file is not one."""
+    return load_checkpoint(path, kind)[0]
+
+
+def load_checkpoint(path: Path, kind: type[S]) -> tuple[S, dict[str, str]]:
+    """A saved state with the texts that belong to it, by file name; raises ValueError when the file is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
-        return kind(**torch.load(path, map_location="cpu", weights_only=True))
-    except (TypeError, RuntimeError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+        values = dict(torch.load(path, map_location="cpu", weights_only=True))
+        texts = {str(name): str(text) for name, text in dict(values.pop(TEXTS, {})).items()}
+        for name, hint in get_type_hints(kind).items():
+            if name in values and not isinstance(values[name], get_origin(hint) or hint):
+                raise TypeError(f"{name} is of type {type(values[name]).__name__}")
+        return kind(**values), texts
+    except MemoryError:
+        raise
+    except Exception as error:  # what damaged bytes raise in zipfile, pickle and torch has no end
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({error})") from error
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last is kept."""
+    return path.with_name(f"previous-{path.name}")
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends without an error."""
+def replacing(path: Path, *, keep: Path | None = None) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends without an error.
+
+    What was at `path` is kept at `keep`, if that is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

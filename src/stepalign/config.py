@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from stepalign.parsing import check_text, is_nothing, parse_yaml, read_text
+from stepalign.relative_paths import absolute
 
 T = TypeVar("T")
 NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
@@ -43,7 +44,8 @@ def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> 
     """A named recipe, or the recipe in a YAML file, which may start from a named one under `recipe:`.
 
     `blank` makes the one that a file without `recipe:` starts from, out of the file's name. Raises ValueError for an
-    unknown name or key, naming the nearest, and for a value of the wrong kind.
+    unknown name or key, naming the nearest, and for a value of the wrong kind. Paths that begin with ./ or ../ are
+    relative to the file where they exist as seen from it.
     """
     if name in known:
         return known[name]
@@ -55,6 +57,7 @@ def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> 
     values = parse_yaml(read_text(path, "recipe"), f"recipe: {name}")
     if not isinstance(values, dict):
         raise ValueError(f"recipe: {name} must hold fields and their values, not {type(values).__name__}")
+    values = absolute(values, path.parent)
     start = values.pop("recipe", None)
     if start is not None and str(start) not in known:
         raise ValueError(f"recipe: {name} starts from {start!r}{nearest(str(start), known)}")

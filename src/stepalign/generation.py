@@ -39,7 +39,7 @@ from stepalign.policy import GuidedNetwork
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import FrozenModel, local_path
 from stepalign.rollout import sample
-from stepalign.run_directory import Silence, Watcher, claim, device_name, versions
+from stepalign.run_directory import Silence, Watcher, device_name, require_writable, versions
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 
@@ -264,7 +264,7 @@ def _claim(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises ValueError unless the folder is of these very settings, or empty or absent and can be written.
     """
     if not output.is_dir() or not any(output.iterdir()):
-        claim(output, "")
+        require_writable(output)
         return None
     if not (output / GENERATION).is_file():
         raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")

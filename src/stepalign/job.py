@@ -1,15 +1,17 @@
 """A run from recipe to report, in a directory that says all about it.
 
+stepalign.json   whose directory it is, written first (`claim.py`)
 recipe.yaml      the resolved recipe; `stepalign train recipe.yaml` runs it again
 metrics.jsonl    a row per round
-checkpoint.pt    what the same command goes on from
+checkpoint.pt    what the same command resumes from; previous-checkpoint.pt is the one before
 not-finite.pt    the comparisons on which training stopped being finite, if it did
 adapter/         pytorch_lora_weights.safetensors, for `pipe.load_lora_weights`, and kohya.safetensors, the same
                  adapter for ComfyUI and A1111
 guard.jsonl      held-out scores during training, where the recipe has a guard
 scores.jsonl     a row per held-out prompt: what the base and the aligned model scored
-summary.json     held-out scores, base against aligned, with intervals; work done
 report.html      all of it to look at
+files.json       size and SHA-256 of the files above, checked when the command is given again
+summary.json     held-out scores, base against aligned, with intervals; work done; written last
 """
 
 from __future__ import annotations
@@ -25,64 +27,81 @@ from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
 from stepalign.batch import pair
-from stepalign.checkpoint import RunState, load_state, replacing, save_state, write_text
+from stepalign.checkpoint import RunState, replacing, save_state, write_text
 from stepalign.checks import notes_on
+from stepalign.claim import Claim, claim
 from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare
 from stepalign.figures import plot_weights
+from stepalign.file_record import record_files
 from stepalign.finite import NotFinite
+from stepalign.guard import ADAPTERS as GUARD_ADAPTERS
+from stepalign.guard import ROWS as GUARD_ROWS
 from stepalign.guard import GuardWatch
 from stepalign.held_out import measure, sampling_of
-from stepalign.parallel import processes
+from stepalign.parallel import decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import Recipe, with_absolute_paths
 from stepalign.report import Example, TrajectoryStep, write_report
+from stepalign.resuming import finished_whole, newest_state, rows_of
 from stepalign.rollout import rollout
 from stepalign.run_directory import (
     CHECKPOINT,
+    METRICS,
+    PREVIOUS,
     RECIPE,
     REPORT,
     SUMMARY,
     Silence,
     Watcher,
-    claim,
-    device_name,
-    finished,
-    read_rows,
+    recipe_owner,
+    timing,
     versions,
+    write_recipe,
     write_rows,
 )
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.updater import Diverged
 
 ADAPTER, SCORES, BAD_BATCH = "adapter", "scores.jsonl", "not-finite"
+ROWS = (METRICS, GUARD_ROWS)
+"""Kept in a checkpoint, whose state they belong to."""
+FILES = (RECIPE, *ROWS, CHECKPOINT, PREVIOUS, ADAPTER, GUARD_ADAPTERS, SCORES, REPORT)
 NUM_EXAMPLES = 12
 
 
 def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
     """Do what a recipe says in a directory of its own and return the summary.
 
-    The same call on an unfinished run's directory goes on from its last checkpoint; on a finished one it only
-    returns the summary. In a distributed run all processes train and measure, and the main one reports; the others
-    return an empty summary. Raises ValueError, before writing anything, when the recipe cannot be run or the
-    directory is another run's.
+    The same call on an unfinished run's directory resumes from its last checkpoint. On a finished one it checks the
+    files and returns the summary; what is damaged or missing is named and made again from the checkpoint. In a
+    distributed run all processes train and measure, and the main one reports; the others return an empty summary.
+    Raises ValueError, before writing anything, when the recipe cannot be run, the directory is another run's, or
+    another job is at work there.
     """
     recipe, output, watcher = with_absolute_paths(recipe), Path(output), watcher or Silence()
-    claim(output, to_yaml(recipe), default=to_yaml(Recipe(name=recipe.name)))
-    if (done := finished(output)) is not None:
-        return done
-    parts = assemble(recipe)
+    owner = recipe_owner("train", recipe, Recipe(name=recipe.name))
+    with claim(output, owner, tell=watcher.note) as claimed:
+        done = decided_by_main(lambda: finished_whole(output, FILES, adopted=claimed.adopted, tell=watcher.note))
+        return _work_on(recipe, claimed, watcher) if done is None else done
+
+
+def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]:
+    """Train what is left to train, measure, and write the results."""
+    output, parts = claimed.output, assemble(recipe)
+    claimed.identify(parts.identity)
     for note in notes_on(recipe, [*parts.trainer.stream.prompts, *parts.held_out]):
         watcher.note(note)
     cut = {"training": count_cut(parts.readers, parts.trainer.stream.prompts, watcher, which="training")}
     if parts.held_out:
         readers = parts.readers | parts.scorer_readers
         cut["held-out"] = count_cut(readers, parts.held_out, watcher, which="held-out")
-    rows = _resume(parts, output)
+    rows = _resume(parts, output, watcher)
     guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
     _train(recipe, parts, output, rows, watcher, guard)
     start = time.perf_counter()
     if processes().is_main_process:
+        write_recipe(output, recipe)
         parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
     evaluated = _evaluate(recipe, parts, watcher)
     parts.trainer.book("evaluation")
@@ -98,7 +117,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         "sampling": sampling_of(recipe, parts),
         "scores": compare(*evaluated, parts.held_out) if evaluated else {},
         **({} if guard is None else {"guard": guard.summary()}),
-        **_work(parts, parts.trainer.seconds + time.perf_counter() - start),
+        **_work(recipe, parts, guard, prompt, parts.trainer.seconds + time.perf_counter() - start),
     }
     if evaluated:
         _write_scores(output / SCORES, parts.held_out, *evaluated)
@@ -114,7 +133,9 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
         weights=plot_weights(parts.sampler),
         weighting=recipe.objective.weighting,
     )
-    write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary, indent=2) + "\n"
+    record_files(output, FILES, pending={SUMMARY: text})
+    write_text(output / SUMMARY, text)
     return summary
 
 
@@ -150,12 +171,14 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
     return steps
 
 
-def _resume(parts: Parts, output: Path) -> list[dict[str, Any]]:
-    """Take up the last checkpoint, if any, and return the rows of metrics up to it."""
-    if not (output / CHECKPOINT).is_file():
+def _resume(parts: Parts, output: Path, watcher: Watcher) -> list[dict[str, Any]]:
+    """Restore the newest checkpoint, if any, and return the rows of metrics up to it."""
+    found = newest_state(output, RunState, tell=watcher.note)
+    if found is None:
         return []
-    parts.trainer.restore(load_state(output / CHECKPOINT, RunState))
-    return read_rows(output, parts.trainer.num_rounds)
+    state, texts = found
+    parts.trainer.restore(state)
+    return rows_of(texts, output, parts.trainer.num_rounds)
 
 
 def _train(
@@ -178,14 +201,14 @@ def _train(
         row = _round(recipe, parts, output, watcher)
         rows.append(row)
         watcher.round(row, total)
-        if is_main and not (output / RECIPE).is_file():  # not before a round worked, so that a failure leaves nothing
-            write_text(output / RECIPE, to_yaml(recipe))
+        if is_main:  # not before a round worked, so that a failure leaves nothing
+            write_recipe(output, recipe)
         if guard is not None:  # before the checkpoint, which has then counted its work
             guard.look()
             stopped = guard.stopped
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total or stopped):
             write_rows(output, rows)
-            save_state(trainer.state(), output / CHECKPOINT)
+            save_state(trainer.state(), output / CHECKPOINT, files=ROWS)
 
 
 def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict[str, object]:
@@ -202,8 +225,6 @@ def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict
         if isinstance(error, Diverged):
             rank = processes().process_index
             path = output / (f"{BAD_BATCH}.pt" if rank == 0 else f"{BAD_BATCH}-{rank}.pt")
-            if rank == 0 and not (output / RECIPE).is_file():
-                write_text(output / RECIPE, to_yaml(recipe))
             with replacing(path) as temporary:
                 torch.save(error.batch, temporary)
             message += f"; its comparisons are in {path}"
@@ -227,19 +248,36 @@ def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated
     return base, measure(recipe, parts, recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
 
 
-def _work(parts: Parts, seconds: float) -> dict[str, Any]:
-    calls = parts.trainer.calls + Counter(parts.trainer.work("evaluation"))  # the last are the example trajectory's
-    texts = {"judge_texts": parts.count_judge_texts(), "base_texts": parts.model.num_encoded}
+def _work(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str, seconds: float) -> dict[str, Any]:
+    trainer = parts.trainer
+    calls = trainer.calls + Counter(trainer.work("evaluation"))  # the last are the example trajectory's
     return {
-        "seconds": round(seconds, 1),
-        "training_seconds": round(parts.trainer.seconds, 1),
-        "rounds": parts.trainer.num_rounds,
-        "updates": parts.trainer.num_updates,
-        "comparisons_trained": parts.trainer.num_comparisons,
-        "calls": dict(calls) | texts,
-        "device": device_name(parts.model.device),
+        "rounds": trainer.num_rounds,
+        "updates": trainer.num_updates,
+        "comparisons_trained": trainer.num_comparisons,
+        "calls": dict(calls) | _num_texts(recipe, parts, guard, example),
         "versions": versions(),
+        "timing": timing(seconds=seconds, training_seconds=trainer.seconds, device=parts.model.device),
     }
+
+
+def _num_texts(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
+    """How many texts the main process embeds in the whole run, however often the run is interrupted.
+
+    Base model and judge embed every distinct prompt once, and the base model the empty one where guidance needs it.
+    """
+    world, num = processes().num_processes, recipe.training.prompts_per_round
+    stream, held_out = parts.trainer.stream, parts.held_out[::world]
+    trained = [
+        stream[position]
+        for first in range(0, num * parts.trainer.num_rounds, num)
+        for position in range(first, first + num)[::world]
+    ]
+    watched = [] if guard is None else parts.guard.prompts[::world]
+    if guard is not None and any("second" in row for row in guard.rows):
+        watched += parts.guard.second[::world]
+    distinct = len({*trained, *held_out, *watched, example})
+    return {"judge_texts": distinct, "base_texts": distinct + (parts.model.negative_row is None)}
 
 
 def _write_scores(path: Path, prompts: list[str], base: Generated, aligned: Generated) -> None:

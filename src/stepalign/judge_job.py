@@ -1,12 +1,14 @@
 """A judge's training from recipe to report, in a directory that says all about it.
 
+stepalign.json   whose directory it is, written first (`claim.py`)
 recipe.yaml      the resolved recipe; `stepalign train-judge recipe.yaml` runs it again
 metrics.jsonl    a row per step
 start.json       the held-out scores of the model training began with
-checkpoint.pt    what the same command goes on from
+checkpoint.pt    what the same command resumes from; previous-checkpoint.pt is the one before
 judge/           config, weights, tokenizer and model card, for `--judge.path` and `stepalign push-judge`
-summary.json     held-out accuracy by noise level, with intervals; work done
 report.html      all of it to look at
+files.json       size and SHA-256 of the files above, checked when the command is given again
+summary.json     held-out accuracy by noise level, with intervals; work done; written last
 """
 
 from __future__ import annotations
@@ -22,33 +24,38 @@ from typing import Any
 import torch
 
 from stepalign.assemble_judge import JudgeParts, assemble_judge
-from stepalign.checkpoint import load_state, save_state, write_text
+from stepalign.checkpoint import save_state, write_text
+from stepalign.claim import Claim, claim
 from stepalign.config import public_name, to_yaml
 from stepalign.evaluate_judge import Scores, compare_judges, held_out_noise, score_held_out
+from stepalign.file_record import record_files
 from stepalign.judge_recipes import JudgeRecipe, PairData, map_paths
 from stepalign.judge_report import JudgedPair, JudgedStep, write_judge_report
 from stepalign.judges.card import model_card
 from stepalign.judges.spm_files import CARD
-from stepalign.parallel import processes
+from stepalign.parallel import decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import local_path
+from stepalign.resuming import finished_whole, newest_state, rows_of
 from stepalign.run_directory import (
     CHECKPOINT,
+    METRICS,
+    PREVIOUS,
     RECIPE,
     REPORT,
     SUMMARY,
     Silence,
     Watcher,
-    claim,
-    device_name,
-    finished,
-    read_rows,
+    recipe_owner,
+    timing,
     versions,
+    write_recipe,
     write_rows,
 )
 from stepalign.train_judge import JudgeState
 
 JUDGE, START = "judge", "start.json"
+FILES = (RECIPE, METRICS, START, CHECKPOINT, PREVIOUS, JUDGE, REPORT)
 NUM_EXAMPLES = 4
 NUM_LISTED = 20
 """Rows that could not be used, listed in the summary."""
@@ -57,16 +64,23 @@ NUM_LISTED = 20
 def run_judge(recipe: JudgeRecipe, output: str | Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
     """Train a judge as a recipe says, in a directory of its own, and return the summary.
 
-    The same call on an unfinished run's directory goes on from its last checkpoint; on a finished one it only
-    returns the summary. In a distributed run the main process reports; the others return an empty summary. Raises
-    ValueError, before writing anything but the cache of latents, when the recipe cannot be run or the directory is
-    another run's.
+    The same call on an unfinished run's directory resumes from its last checkpoint. On a finished one it checks the
+    files and returns the summary; what is damaged or missing is named and made again from the checkpoint. In a
+    distributed run the main process reports; the others return an empty summary. Raises ValueError, before writing
+    anything but the cache of latents, when the recipe cannot be run, the directory is another run's, or another job is
+    at work there.
     """
     recipe, output, watcher = map_paths(recipe, local_path), Path(output), watcher or Silence()
-    claim(output, to_yaml(recipe))
-    if (done := finished(output)) is not None:
-        return done
-    parts = assemble_judge(recipe, watcher)
+    owner = recipe_owner("train-judge", recipe, JudgeRecipe(name=recipe.name), free=frozenset({"data.cache"}))
+    with claim(output, owner, tell=watcher.note) as claimed:
+        done = decided_by_main(lambda: finished_whole(output, FILES, adopted=claimed.adopted, tell=watcher.note))
+        return _work_on(recipe, claimed, watcher) if done is None else done
+
+
+def _work_on(recipe: JudgeRecipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]:
+    """Train what is left to train, measure, and write the results."""
+    output, parts = claimed.output, assemble_judge(recipe, watcher)
+    claimed.identify(parts.identity)
     cut = {
         which: count_cut(parts.readers, pairs.prompts, watcher, which=which)
         for which, pairs in (("training", parts.trainer.pairs), ("held-out", parts.held_out))
@@ -77,6 +91,7 @@ def run_judge(recipe: JudgeRecipe, output: str | Path, *, watcher: Watcher | Non
     judge = _held_out_scores(recipe, parts, watcher)
     if not processes().is_main_process:
         return {}
+    write_recipe(output, recipe)
     summary = _summarise(recipe, parts, rows, start, judge, began) | {"prompts_cut": cut}
     _save_judge(recipe, parts, output / JUDGE, summary)
     write_judge_report(
@@ -87,19 +102,30 @@ def run_judge(recipe: JudgeRecipe, output: str | Path, *, watcher: Watcher | Non
         summary=summary,
         examples=_examples(recipe, parts, start, judge),
     )
-    write_text(output / SUMMARY, json.dumps(summary, indent=2) + "\n")
+    text = json.dumps(summary, indent=2) + "\n"
+    record_files(output, FILES, pending={SUMMARY: text})
+    write_text(output / SUMMARY, text)
     return summary
 
 
 def _resume(
     recipe: JudgeRecipe, parts: JudgeParts, output: Path, watcher: Watcher
 ) -> tuple[Scores, list[dict[str, Any]]]:
-    """The starting model's held-out scores and the rows so far, with the last checkpoint taken up, if any."""
-    if not (output / CHECKPOINT).is_file():
+    """The starting model's held-out scores and the rows so far, with the newest checkpoint restored, if any."""
+    found = newest_state(output, JudgeState, tell=watcher.note)
+    if found is None:
         return _held_out_scores(recipe, parts, watcher), []
-    saved = json.loads((output / START).read_text())
-    parts.trainer.restore(load_state(output / CHECKPOINT, JudgeState))
-    return {int(t): torch.tensor(pairs) for t, pairs in saved.items()}, read_rows(output, parts.trainer.num_steps)
+    state, texts = found
+    start = _start_scores(texts[START] if START in texts else (output / START).read_text(encoding="utf-8"), output)
+    parts.trainer.restore(state)
+    return start, rows_of(texts, output, parts.trainer.num_steps)
+
+
+def _start_scores(text: str, output: Path) -> Scores:
+    try:
+        return {int(t): torch.tensor(pairs) for t, pairs in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"output: {output / START} is damaged; restore it, or give another directory") from error
 
 
 def _held_out_scores(recipe: JudgeRecipe, parts: JudgeParts, watcher: Watcher) -> Scores:
@@ -130,10 +156,10 @@ def _train(
         watcher.round(row, total)
         due = trainer.num_steps % recipe.checkpoint_every == 0 or trainer.num_steps == total
         if processes().is_main_process and due:
-            write_text(output / RECIPE, to_yaml(recipe))
+            write_recipe(output, recipe)
             write_text(output / START, json.dumps({t: pairs.tolist() for t, pairs in start.items()}) + "\n")
             write_rows(output, rows)
-            save_state(trainer.state(), output / CHECKPOINT)
+            save_state(trainer.state(), output / CHECKPOINT, files=(METRICS, START))
 
 
 def _summarise(
@@ -164,11 +190,13 @@ def _summarise(
         },
         "steps": parts.trainer.num_steps,
         "final_loss": sum(tail) / len(tail),
-        "seconds": round(parts.trainer.seconds + time.perf_counter() - began, 1),
-        "training_seconds": round(parts.trainer.seconds, 1),
         "calls": dict(Counter({f"training_{name}": num for name, num in parts.trainer.calls.items()})),
-        "device": device_name(parts.model.device),
         "versions": versions(),
+        "timing": timing(
+            seconds=parts.trainer.seconds + time.perf_counter() - began,
+            training_seconds=parts.trainer.seconds,
+            device=parts.model.device,
+        ),
     }
 
 

@@ -27,6 +27,7 @@ from stepalign.page import (
     scale,
     write_page,
 )
+from stepalign.run_directory import timing_of
 
 CURVES = (
     ("loss", "Loss", "of the training pairs", False),
@@ -91,7 +92,7 @@ def write_judge_report(
         "counts": {
             key: fixed(summary[key], 0) for key in ("steps", "num_pairs", "num_decided") if is_number(summary.get(key))
         },
-        "duration": duration(summary["seconds"]) if is_number(summary.get("seconds")) else None,
+        "duration": duration(seconds) if is_number(seconds := timing_of(summary).get("seconds")) else None,
         "accuracy": _accuracy_rows(accuracy),
         "plots": _plots(accuracy, summary.get("reliability") or {}),
         "num_rows": len(rows),
@@ -240,8 +241,8 @@ def _data_facts(summary: dict[str, Any], data: dict[str, Any]) -> list[tuple[str
 
 def _work_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """What the training took, as names and values."""
-    seconds, loss, device = (summary.get(key) for key in ("seconds", "final_loss", "device"))
-    training = summary.get("training_seconds")
+    seconds, training, device = (timing_of(summary).get(key) for key in ("seconds", "training_seconds", "device"))
+    loss = summary.get("final_loss")
     facts = [("Time", duration(seconds))] if is_number(seconds) else []
     facts += [("Of which training", duration(training))] if is_number(training) else []
     counted = [("Training steps", summary.get("steps"))]

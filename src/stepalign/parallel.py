@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from stepalign.reproducibility import warn_about_mkl
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -15,3 +21,22 @@ def processes() -> PartialState:
     """
     warn_about_mkl()
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What the main process decides, told to all; what it raises is raised in all, in the others as ValueError."""
+    if processes().num_processes == 1:
+        return decide()
+    verdict: list[Any] = [None, None]
+    failed: Exception | None = None
+    if processes().is_main_process:
+        try:
+            verdict[0] = decide()
+        except Exception as error:
+            verdict[1], failed = str(error), error
+    broadcast_object_list(verdict)
+    if failed is not None:
+        raise failed
+    if verdict[1] is not None:
+        raise ValueError(verdict[1])
+    return verdict[0]

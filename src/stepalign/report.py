@@ -25,6 +25,7 @@ from stepalign.page import (
     spread,
     write_page,
 )
+from stepalign.run_directory import timing_of
 from stepalign.sampling_record import sampling_words
 
 CURVES = (
@@ -100,7 +101,7 @@ def write_report(
         "recipe": recipe,
         "num_rounds": len(rounds),
         "summary": summary,
-        "duration": duration(summary["seconds"]) if is_number(summary.get("seconds")) else None,
+        "duration": duration(seconds) if is_number(seconds := timing_of(summary).get("seconds")) else None,
         "sampling": sampling_words(summary.get("sampling", {})),
         "scores": [_score_row(name, row, digits=digits[name]) for name, row in scores.items()],
         "examples": [_card(example, digits=digits) for example in examples],

@@ -11,11 +11,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import yaml
 
-from stepalign.checkpoint import write_text
+from stepalign.checkpoint import previous, write_text
+from stepalign.claim import Owner
+from stepalign.config import to_plain
+from stepalign.relative_paths import absolute, near
 from stepalign.reproducibility import processor
 
 RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.jsonl", "checkpoint.pt"
 SUMMARY, REPORT = "summary.json", "report.html"
+PREVIOUS = previous(Path(CHECKPOINT)).name
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
@@ -46,11 +50,8 @@ class Silence:
     def note(self, message: str) -> None: ...
 
 
-def claim(output: Path, recipe: str, *, default: str = "") -> None:
-    """Raise ValueError unless the directory can be written and is empty, absent, or of a run of this very recipe.
-
-    `recipe` is the recipe as YAML; what a directory of an older version says nothing of is as in the recipe `default`.
-    """
+def require_writable(output: Path) -> None:
+    """Raise ValueError unless a directory can be written or created."""
     for path in (output, *output.parents):
         if path.exists() and not path.is_dir():
             raise ValueError(f"output: {path} is a file; give a directory")
@@ -59,26 +60,42 @@ def claim(output: Path, recipe: str, *, default: str = "") -> None:
         tempfile.TemporaryDirectory(dir=nearest).cleanup()
     except OSError as error:
         raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
-    if not output.is_dir() or not any(output.iterdir()):
-        return
-    if not (output / RECIPE).is_file():
-        raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
-    theirs, ours, usual = (
-        _flat(yaml.safe_load(text) or {}) for text in ((output / RECIPE).read_text(), recipe, default)
-    )
-    theirs = usual | theirs
-    different = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-    if different:
-        key = min(different)
-        raise ValueError(
-            f"output: {output} is another run's: its {key} is {theirs.get(key)!r}, this recipe's {ours.get(key)!r}; "
-            "give another directory"
-        )
+
+
+def recipe_owner(kind: str, recipe: Any, blank: Any, *, free: frozenset[str] = frozenset()) -> Owner:
+    """A run's directory as that of a recipe; what an older version's says nothing of is as in the recipe `blank`."""
+
+    def legacy(output: Path) -> dict[str, Any] | None:
+        try:
+            values = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            return None
+        own = isinstance(values, dict) and ("data" in values) == ("data" in to_plain(recipe))
+        return absolute(values, output) if own else None
+
+    return Owner(kind, to_plain(recipe), to_plain(blank), free, legacy)
+
+
+def write_recipe(output: Path, recipe: Any) -> None:
+    """Write the recipe with paths relative to the directory where they are near, unless it is there."""
+    text = yaml.safe_dump(near(to_plain(recipe), str(output.resolve())), sort_keys=False, allow_unicode=True)
+    path = output / RECIPE
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def finished(output: Path) -> dict[str, Any] | None:
-    """The summary of a run that is done."""
-    return json.loads((output / SUMMARY).read_text()) if (output / SUMMARY).is_file() else None
+    """The summary of a run that is done; raises ValueError when it cannot be read."""
+    path = output / SUMMARY
+    if not path.is_file():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"output: {path} is damaged; the command that wrote it makes it again") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"output: {path} is damaged; the command that wrote it makes it again")
+    return summary
 
 
 def write_rows(output: Path, rows: list[dict[str, Any]]) -> None:
@@ -86,10 +103,18 @@ def write_rows(output: Path, rows: list[dict[str, Any]]) -> None:
     write_text(output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_rows(output: Path, num: int) -> list[dict[str, Any]]:
-    """The first so many rows of metrics, those before a checkpoint."""
-    lines = (output / METRICS).read_text().splitlines() if (output / METRICS).is_file() else []
-    return [json.loads(line) for line in lines[:num]]
+def timing(*, seconds: float, training_seconds: float, device: torch.device) -> dict[str, Any]:
+    """What of a summary another run of the same would not repeat."""
+    return {
+        "seconds": round(seconds, 1),
+        "training_seconds": round(training_seconds, 1),
+        "device": device_name(device),
+    }
+
+
+def timing_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Seconds and device of a summary; older versions' have them at the top."""
+    return summary.get("timing", summary)
 
 
 def versions() -> dict[str, str]:
@@ -102,10 +127,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor()
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows

@@ -28,7 +28,7 @@ from stepalign.config import change, check_directory_name, require, to_plain
 from stepalign.job import SCORES, run
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
-from stepalign.run_directory import Watcher, finished
+from stepalign.run_directory import Watcher, finished, timing_of
 from stepalign.statistics import cluster_means, clusters_of, paired_difference
 
 RESULTS, PAGE = "sweep.json", "sweep.md"
@@ -145,7 +145,7 @@ def _collect_row(sweep: Sweep, output: Path, row: str, recipe: Recipe, first: Re
     summaries = [finished(output / directory(recipe, seed)) for seed in sweep.seeds]
     done = [seed for seed, summary in zip(sweep.seeds, summaries, strict=True) if summary is not None]
     result: dict[str, Any] = {"row": row, "seeds": done, "missing": len(sweep.seeds) - len(done)}
-    result["seconds"] = [summary["seconds"] for summary in summaries if summary is not None]
+    result["seconds"] = [timing_of(summary)["seconds"] for summary in summaries if summary is not None]
     if not done:
         return result | {"scores": {}}
     own = [run_scores(output / directory(recipe, seed)) for seed in done]

@@ -30,7 +30,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
         "with, on the same noisy inputs.",
         _accuracy_table(summary["accuracy"]),
         f"## Training\n\n{steps} steps on {summary['num_pairs']} pairs of {data['pairs']}; {data['num_skipped']} of "
-        f"{data['num_rows']} rows could not be read. Seed {summary['seed']}, {summary['device']}, "
+        f"{data['num_rows']} rows could not be read. Seed {summary['seed']}, {summary['timing']['device']}, "
         + ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
         + ".",
         f"```\n{command}\n```",
