@@ -215,9 +215,10 @@ def test_a_timestep_off_the_grid_is_refused(sampler: DDIM, wrong: int) -> None:
 
 
 def test_samples_of_one_batch_may_be_at_different_timesteps(sampler: DDIM) -> None:
+    """To rounding in float64: kernels over other shapes may round otherwise."""
     x, prediction, t = normal(2, *SHAPE), normal(2, *SHAPE, seed=1), torch.tensor([751, 51])
     both = sampler.transition(prediction, x, t)
     for i in range(2):
         alone = sampler.transition(prediction[i : i + 1], x[i : i + 1], t[i : i + 1])
-        torch.testing.assert_close(both.mean[i], alone.mean[0], rtol=0, atol=0)
-        assert both.std[i] == alone.std[0]
+        torch.testing.assert_close(both.mean[i], alone.mean[0], rtol=0, atol=1e-14)
+        torch.testing.assert_close(both.std[i], alone.std[0], rtol=0, atol=1e-14)

@@ -243,13 +243,17 @@ def test_a_prompt_costs_5_plain_predictions_and_15_k_whatever_the_windows_length
 
 @pytest.mark.parametrize("inner_steps", ["path", "look-ahead"])
 def test_a_prompts_windows_do_not_depend_on_its_company(inner_steps: str) -> None:
+    """Its noise and its choices to the bit; the rest to rounding, which another batch may do otherwise."""
+    near = {"rtol": 1e-5, "atol": 1e-6}
     branching = {"num_inner_steps": (3,), "inner_steps": inner_steps}
     together, end = roll(rows=(0, 1, 2, 3), **branching)
     alone, alone_end = roll(rows=(2,), **branching)
     for full, single in zip(together, alone, strict=True):
         assert_same(full.followed[2:3], single.followed)
-        assert_same(full.x_0[2:3], single.x_0)
+        torch.testing.assert_close(full.x_0[2:3], single.x_0, **near)
         for step, own in zip(full.transitions, single.transitions, strict=True):
-            for name in ("t", "x_t", "prediction", "noise"):
+            for name in ("t", "noise"):
                 assert_same(getattr(step, name)[2:3], getattr(own, name))
-    assert_same(end[2:3], alone_end)
+            for name in ("x_t", "prediction"):
+                torch.testing.assert_close(getattr(step, name)[2:3], getattr(own, name), **near)
+    torch.testing.assert_close(end[2:3], alone_end, **near)
