@@ -75,14 +75,14 @@ def test_the_papers_recipes_read_as_many_rows_as_they_train_on() -> None:
 def test_each_papers_recipe_has_its_own_base_model() -> None:
     assert load_judge_recipe("spm-sd15").model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
     assert load_judge_recipe("spm-sdxl").model == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert load_judge_recipe("spm-sdxl").base.vae == "madebyollin/sdxl-vae-fp16-fix"
+    assert load_judge_recipe("spm-sdxl").base.vae is None  # its own
 
 
 def test_the_papers_recipes_differ_in_nothing_else() -> None:
     one, other = (leaves(to_plain(load_judge_recipe(name))) for name in PAPERS)
     different = {name for name in one if one[name] != other[name]}
     assert different == {
-        *("name", "model", "base.vae", "data.relabel_with", "data.num_rows"),
+        *("name", "model", "data.relabel_with", "data.num_rows"),
         *("training.num_steps", "training.learning_rate"),
     }
 
@@ -199,7 +199,7 @@ def test_values_at_the_edge_are_taken(words: str) -> None:
 
 
 def test_what_may_be_a_path_is_changed_and_nothing_else() -> None:
-    recipe = change(load_judge_recipe("spm-sdxl"), {"evaluation": {"pairs": "mine.jsonl"}})
+    recipe = change(load_judge_recipe("spm-sdxl"), {"evaluation": {"pairs": "mine.jsonl"}, "base": {"vae": "vae"}})
     before, after = (leaves(to_plain(given)) for given in (recipe, map_paths(recipe, lambda name: f"/there/{name}")))
     changed = {name for name in before if before[name] != after[name]}
     places = {"model", "base.vae", "judge.start", "data.pairs", "data.relabel_with", "evaluation.pairs"}

@@ -17,7 +17,7 @@ from stepalign.batch import Conditioning, StepComparisons
 from stepalign.models.base import BaseModel
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.protocols import Metrics, Role
-from stepalign.recipes import SDXL, SDXL_VAE, Recipe, load_recipe
+from stepalign.recipes import SDXL, Recipe, load_recipe
 from stepalign.rollout import Branching, sample
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
@@ -232,7 +232,7 @@ def test_the_papers_settings_for_sdxl(name: str) -> None:
     """method.md section 5."""
     recipe = load_recipe(name)
     training, branching, base = recipe.training, recipe.branching, recipe.base
-    assert (recipe.model, base.vae, recipe.lora_rank) == (SDXL, SDXL_VAE, 64)
+    assert (recipe.model, base.vae, recipe.lora_rank) == (SDXL, None, 64)
     assert (base.guidance_scale, base.num_steps, base.eta) == (5.0, 20, 1.0)
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-5, 1e-4, None)
     assert training.comparisons_per_update == 16

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from stepalign.judges.spm_files import vit_h_config
-from stepalign.metrics.open_clip import convert_open_clip, load_open_clip, open_clip_config, read_tensors
+from stepalign.metrics.open_clip import convert_open_clip, load_open_clip, open_clip_config
+from stepalign.tensor_files import read_tensors
 
 HEADS = (2, 3)
 IDS = torch.tensor([[0, 5, 9, 49, 0, 0, 0], [0, 5, 30, 7, 8, 48, 49]])

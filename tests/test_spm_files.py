@@ -275,7 +275,7 @@ def test_a_file_of_anything_but_named_tensors_is_refused_in_one_line(
     spm: StepAwarePreferenceModel, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "spm.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"spm\.bin is (damaged|not a flat dict of tensors)") as error:
+    with pytest.raises(ValueError, match=r"spm\.bin (is damaged|is no dict of tensors|does not fit)") as error:
         load(tmp_path / "spm.bin", spm.config)
     assert len(str(error.value).splitlines()) == 1
 

@@ -15,10 +15,9 @@ from stepalign.metrics.weights import (
     check_weights,
     load_clip_vision,
     model_type,
-    read_weights,
-    weight_files,
     weights_file,
 )
+from stepalign.tensor_files import read_tensors, weight_files
 
 WEIGHTS = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
 
@@ -73,7 +72,7 @@ def test_weights_are_read_from_both_kinds_of_files(tmp_path: Path, suffix: str) 
         torch.save(WEIGHTS, path)
     else:
         save_file(WEIGHTS, path)
-    read = read_weights(path)
+    read = read_tensors(path)
     assert read.keys() == WEIGHTS.keys()
     assert all(torch.equal(read[name], value) for name, value in WEIGHTS.items())
 
@@ -91,13 +90,13 @@ class Runs:
 def test_a_pickle_that_would_run_something_is_refused_unrun(tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     torch.save({"a": Runs(trace)}, tmp_path / "weights.pt")
-    with pytest.raises(ValueError, match="holds no weights that can be read"):
-        read_weights(tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
+        read_tensors(tmp_path / "weights.pt")
     assert not trace.exists()
     with (tmp_path / "plain.pt").open("wb") as file:
         pickle.dump(Runs(trace), file, protocol=2)
-    with pytest.raises(ValueError, match="holds no weights that can be read"):
-        read_weights(tmp_path / "plain.pt")
+    with pytest.raises(ValueError, match="is damaged, or holds more than tensors"):
+        read_tensors(tmp_path / "plain.pt")
     assert not trace.exists()
 
 
@@ -108,17 +107,17 @@ def test_a_pickle_that_would_run_something_is_refused_unrun(tmp_path: Path) -> N
 def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"weights{suffix} holds no weights that can be read: "):
-        read_weights(path)
+    with pytest.raises(ValueError, match=f"weights{suffix} is damaged, or holds more than tensors"):
+        read_tensors(path)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(ValueError, match="holds a Tensor, not weights by name"):
-        read_weights(tmp_path / "tensor.pt")
-    torch.save({"state_dict": WEIGHTS}, tmp_path / "wrapped.pt")
-    with pytest.raises(ValueError, match="'state_dict' is a dict, not a tensor"):
-        read_weights(tmp_path / "wrapped.pt")
+    with pytest.raises(ValueError, match="is no dict of tensors by name"):
+        read_tensors(tmp_path / "tensor.pt")
+    torch.save({"model": WEIGHTS}, tmp_path / "wrapped.pt")
+    with pytest.raises(ValueError, match="is no dict of tensors by name"):
+        read_tensors(tmp_path / "wrapped.pt")
 
 
 def test_every_missing_and_unknown_weight_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import CLIPTokenizer
@@ -228,10 +229,15 @@ def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Identity, Reader]:
 
 
 def load_spm(path: str, dtype: torch.dtype = torch.float32) -> tuple[StepAwarePreferenceModel, CLIPTokenizer]:
-    """A step-aware preference model, a folder, hub id or released `.bin`, with its tokenizer."""
+    """A step-aware preference model, a folder, hub id or released `.bin`, with its tokenizer.
+
+    That of a `.bin` is the one beside it, or PickScore's from the hub.
+    """
     if path.endswith(".bin"):
         spm = StepAwarePreferenceModel.from_checkpoint(path, dtype=dtype)
-        return spm, CLIPTokenizer.from_pretrained(resolve_folder(RELEASED_TOKENIZER))
+        beside = Path(path).expanduser().parent
+        has_tokenizer = any((beside / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+        return spm, CLIPTokenizer.from_pretrained(beside if has_tokenizer else resolve_folder(RELEASED_TOKENIZER))
     spm = StepAwarePreferenceModel.from_pretrained(path, dtype=dtype)
     return spm, CLIPTokenizer.from_pretrained(resolve_folder(path))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -25,7 +25,6 @@ from stepalign.identity import Identity, network_identity, values_digest
 from stepalign.judge_recipes import JudgeRecipe, PairData
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
-from stepalign.judges.spm_files import WEIGHTS
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel, text_readers
@@ -37,6 +36,7 @@ from stepalign.recipes import MINIATURE
 from stepalign.run_directory import Watcher
 from stepalign.sampler import DDIM
 from stepalign.seeding import EpochOrder, Purpose
+from stepalign.tensor_files import read_header, weight_files
 from stepalign.train_judge import JudgeTrainer
 
 Step = Callable[[int, int], None]
@@ -158,10 +158,8 @@ def _start(recipe: JudgeRecipe) -> tuple[StepAwarePreferenceModel, CLIPTokenizer
 
 def _is_step_aware(folder: Path) -> bool:
     """Whether a folder's weights have more than CLIP's."""
-    if not (folder / WEIGHTS).is_file():
-        return False
-    with safe_open(folder / WEIGHTS, framework="pt") as file:
-        return any("adaLN_modulation" in key for key in list(file.keys()))
+    files = [file for file in weight_files(folder) if file.suffix == ".safetensors"]
+    return any("adaLN_modulation" in key for file in files for key in read_header(file)[0])
 
 
 def _relabel(data: PairData) -> tuple[Labeller | None, Identity, dict[str, Reader]]:

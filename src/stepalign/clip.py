@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokeniz
 
 from stepalign.hub import ask_hub, not_on_hub
 from stepalign.protocols import Preprocessing
+from stepalign.tensor_files import variant_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -104,8 +105,9 @@ def num_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int)
 def load_clip(folder: Path) -> CLIPModel:
     """A CLIP model in fp32, strictly: raises ValueError where transformers would draw missing weights at random or
     drop those that it does not know."""
+    given = {"dtype": torch.float32, "variant": variant_of(folder)}
     try:
-        model, found = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, found = CLIPModel.from_pretrained(folder, output_loading_info=True, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no CLIP model that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if "position_ids" not in key]

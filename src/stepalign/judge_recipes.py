@@ -9,7 +9,7 @@ from typing import Literal
 from stepalign.config import load_named, require
 from stepalign.miniature.preferences import GUIDANCE_SCALE, NUM_TRAINING_PAIRS, SPM_TRAINING
 from stepalign.protocols import Preprocessing
-from stepalign.recipes import MINIATURE, SDXL, SDXL_VAE, FrozenModel
+from stepalign.recipes import MINIATURE, SDXL, FrozenModel
 from stepalign.train_judge import NUM_TRAIN_TIMESTEPS, JudgeTraining
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
@@ -121,7 +121,6 @@ SPM_SDXL = replace(
     SPM_SD15,
     name="spm-sdxl",
     model=SDXL,
-    base=FrozenModel(vae=SDXL_VAE),
     data=replace(SPM_SD15.data, relabel_with=PICKSCORE, num_rows=448_000),
     training=JudgeTraining(num_steps=7000, learning_rate=1e-6),
 )

@@ -182,7 +182,6 @@ GRADSPO_SDXL = Recipe(
     name="gradspo-sdxl",
     model=SDXL,
     lora_rank=64,
-    base=Model(vae=SDXL_VAE),
     judge=JudgeChoice(path=f"{RELEASED_JUDGES}/sdxl_step-aware_preference_model.bin"),
     training=Training(
         num_rounds=2500,

@@ -22,7 +22,8 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {name}",
         f"A step-aware preference model ([SPO](https://arxiv.org/abs/2406.04314)) for `{summary['base']}`: it scores "
-        "the decoded x̂0 of a denoising step for a prompt, knowing the timestep. Trained with stepalign.",
+        "the decoded x̂0 of a denoising step for a prompt, knowing the timestep. Trained with stepalign, which "
+        "loads it; transformers has no model of this type.",
         "```python\nfrom stepalign import StepAwarePreferenceModel\n\n"
         'judge = StepAwarePreferenceModel.from_pretrained("<this folder or repository>")\n```',
         f"## Accuracy\n\nShare of held-out pairs ordered as their labels say ({summary['num_decided']} pairs of "

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig
 
 from stepalign.checkpoint import replacing, write_text
 from stepalign.clip import first_line, resolve_folder
 from stepalign.hub import not_on_hub, reach_hub, split_hub_file
+from stepalign.tensor_files import read_folder_tensors, read_tensors, weight_files
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIONS = "step_aware"
 """Where config.json says what a CLIP's config has no word for."""
+MODEL_TYPE, ARCHITECTURE = "step_aware_preference_model", "StepAwarePreferenceModel"
+"""What config.json names, so that no other program takes the folder for a CLIP."""
 RELEASED_TOKENIZER = "yuvalkirstain/PickScore_v1"
 """Whose tokenizer the released checkpoints use."""
 
 
 def read_folder(name: str) -> tuple[CLIPConfig, dict[str, Any], dict[str, Tensor]]:
-    """Config, options and tensors of a folder or hub repository that `write_folder` wrote.
+    """Config, options and tensors of a folder or hub repository that `write_folder` wrote, now or in earlier versions.
 
     Raises ValueError naming what is missing or damaged.
     """
     folder = resolve_folder(name)
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
+    for file, there in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS, bool(weight_files(folder)))):
+        if not there:
             raise ValueError(f"{name!s} has no {file}; a step-aware preference model has {CONFIG}, {WEIGHTS}")
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         options = values.pop(OPTIONS, {})
         if not isinstance(options, dict):
             raise ValueError(f"its {OPTIONS} is {options!r}")
-        return CLIPConfig.from_dict(values), options, load_file(folder / WEIGHTS)
+        if values.get("model_type") not in (MODEL_TYPE, "clip", None):
+            raise ValueError(f"its model_type is {values['model_type']!r}")
+        values |= {"model_type": "clip", "architectures": ["CLIPModel"]}
+        return CLIPConfig.from_dict(values), options, read_folder_tensors(folder)
     except Exception as error:  # a damaged config has transformers raise nearly anything
         raise ValueError(f"{name!s} holds a damaged {CONFIG} or {WEIGHTS}: {error}") from error
 
@@ -51,16 +55,7 @@ def read_released(name: str) -> dict[str, Tensor]:
     the file is damaged or holds anything but tensors.
     """
     path = Path(name).expanduser()
-    if not path.is_file():
-        path = _download(name)
-    try:
-        # torch maps the files it has written since 1.6; older ones have to be read.
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of a dozen kinds; some of torch's words advise to run what the file holds
-        raise ValueError(f"{name} is damaged, or holds more than tensors ({type(error).__name__})") from error
-    entries = tensors.items() if isinstance(tensors, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise ValueError(f"{name} is not a flat dict of tensors")
+    tensors = read_tensors(path if path.is_file() else _download(name))
     kept = {key.removeprefix("model."): value for key, value in tensors.items() if "position_ids" not in key}
     if len(kept) < sum("position_ids" not in key for key in tensors):
         raise ValueError(f"{name} has tensors twice, with and without the prefix model.")
@@ -81,8 +76,14 @@ def check_fit(tensors: dict[str, Tensor], expected: dict[str, Tensor], name: str
 
 
 def write_folder(folder: Path, config: CLIPConfig, options: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors, each whole or not at all."""
+    """Write config.json and model.safetensors, each whole or not at all.
+
+    The config of a model with timestep conditioning names an architecture and a type of its own: transformers'
+    AutoModel would make a plain CLIP of it, which ignores the timestep.
+    """
     values = config.to_dict() | {OPTIONS: options}
+    if options.get("timestep_conditioning", True):
+        values |= {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
     write_text(folder / CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

@@ -21,7 +21,8 @@ from stepalign.identity import file_digest, module_digest, network_identity
 from stepalign.metrics.clip_features import IN_MEMORY, Source
 from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.metrics.record import scorer_record
-from stepalign.metrics.weights import check_weights, load_clip_vision, read_weights, weight_files, weights_file
+from stepalign.metrics.weights import check_weights, load_clip_vision, weights_file
+from stepalign.tensor_files import read_tensors, weight_files
 
 BACKBONE = "openai/clip-vit-large-patch14"
 HEAD, HEAD_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
@@ -121,7 +122,7 @@ class AestheticScore:
 
 def load_head(path: Path) -> ScoreHead:
     """The released layout, strictly; raises ValueError saying which of the other predictors a file is."""
-    weights = read_weights(path)
+    weights = read_tensors(path)
     if set(weights) == {f"{layer}{kind}" for layer in RELU_LAYERS for kind in ("weight", "bias")}:
         raise ValueError(
             f"{path} has the layers of ava+logos-l14-reluMSE, another predictor with another scale; the one papers "

@@ -16,8 +16,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from stepalign.clip import check_tokenizer, first_line, load_clip, num_cut, resolve_folder, tokenize
 from stepalign.identity import network_identity
 from stepalign.metrics.record import scorer_record
-from stepalign.metrics.weights import weight_files
 from stepalign.protocols import ScorerRecord
+from stepalign.tensor_files import weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 CLEANED = "mended by ftfy, HTML unescaped twice, spaces collapsed, in lower case, as OpenAI's CLIP and open_clip do"

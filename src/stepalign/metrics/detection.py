@@ -24,8 +24,8 @@ from stepalign.identity import network_identity
 from stepalign.images import as_rgb
 from stepalign.metrics.geneval import CLASSES, THRESHOLD, Box, Detection
 from stepalign.metrics.record import scorer_record
-from stepalign.metrics.weights import weight_files
 from stepalign.protocols import ScorerRecord
+from stepalign.tensor_files import variant_of, weight_files
 
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -114,8 +114,9 @@ def load_mask2former(folder: Path) -> Mask2FormerForUniversalSegmentation:
     the weights of the training loss are not needed.
     """
     kind = Mask2FormerForUniversalSegmentation
+    given = {"dtype": torch.float32, "variant": variant_of(folder)}
     try:
-        model, found = kind.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, found = kind.from_pretrained(folder, output_loading_info=True, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no Mask2Former that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if not key.endswith(".relative_position_index")]

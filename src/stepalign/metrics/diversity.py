@@ -27,8 +27,9 @@ from stepalign.metrics.pictures import (
     resize_and_crop,
 )
 from stepalign.metrics.record import scorer_record
-from stepalign.metrics.weights import load_clip_vision, load_strictly, model_type, weight_files
+from stepalign.metrics.weights import load_clip_vision, load_strictly, model_type
 from stepalign.protocols import ScorerRecord
+from stepalign.tensor_files import weight_files
 
 DINOV2_RESIZED, DINOV2_SIZE = 256, 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -28,7 +28,8 @@ from stepalign.metrics.clip_features import (
 )
 from stepalign.metrics.open_clip import load_open_clip
 from stepalign.metrics.pictures import as_tensor, check_pairs, checked_scores
-from stepalign.metrics.weights import SUFFIXES, weight_files, weights_file
+from stepalign.metrics.weights import SUFFIXES, weights_file
+from stepalign.tensor_files import weight_files
 
 Version = Literal["v2.0", "v2.1"]
 RELEASED = "xswu/HPSv2"

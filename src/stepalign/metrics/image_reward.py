@@ -23,7 +23,8 @@ from stepalign.metrics.aesthetic import ScoreHead, precision_words
 from stepalign.metrics.clip_features import IN_MEMORY, Source
 from stepalign.metrics.pictures import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.metrics.record import scorer_record
-from stepalign.metrics.weights import check_weights, read_weights, weights_file
+from stepalign.metrics.weights import check_weights, weights_file
+from stepalign.tensor_files import read_tensors
 
 WEIGHTS, WEIGHTS_FILE = "THUDM/ImageReward", "ImageReward.pt"
 TOKENIZER = "google-bert/bert-base-uncased"
@@ -113,7 +114,7 @@ class ImageReward:
         for weights that are missing or unknown.
         """
         file = weights_file(path or WEIGHTS, filename=WEIGHTS_FILE)
-        network = convert(read_weights(file), vision_heads=vision_heads, text_heads=text_heads, what=str(file))
+        network = convert(read_tensors(file), vision_heads=vision_heads, text_heads=text_heads, what=str(file))
         network.vision.to(dtype)
         network.text.to(dtype)
         return cls(network.to(device), load_tokenizer(tokenizer), source=Source(path or WEIGHTS, (file,)))

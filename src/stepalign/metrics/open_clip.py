@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+
+from stepalign.tensor_files import read_tensors
 
 Activation = Literal["gelu", "quick_gelu"]
 """Which of the two no tensor tells: open_clip's ViT-H/14 has "gelu", OpenAI's models "quick_gelu"."""
@@ -122,27 +122,6 @@ def load_open_clip(path: Path, *, hidden_act: Activation, heads: tuple[int, int]
         # Buffers that no checkpoint holds and the meta device left empty.
         embeddings.position_ids = torch.arange(embeddings.position_ids.shape[-1])[None]
     return model.eval()
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file or of a pickle that holds nothing dangerous, mapped into memory.
-
-    Raises ValueError for a file that is missing, damaged or has code or other objects beside its tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # torch maps the files it has written since 1.6; older ones have to be read.
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of a dozen kinds; some of torch's words advise to run what the file holds
-        raise ValueError(f"{path} is damaged, or holds more than tensors ({type(error).__name__})") from error
-    state = found.get("state_dict", found) if isinstance(found, dict) else None
-    entries = state.items() if isinstance(state, dict) else [(None, None)]
-    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in entries):
-        raise ValueError(f'{path} is no dict of tensors by name, nor has one under "state_dict"')
-    return dict(entries)
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:

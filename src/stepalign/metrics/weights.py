@@ -9,13 +9,13 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stepalign.clip import first_line
 from stepalign.hub import ask_hub, not_on_hub, split_hub_file
 from stepalign.parsing import parse_json, read_text
+from stepalign.tensor_files import variant_of
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 CLIP_TEXT = ("text_model.", "text_projection.", "logit_scale")
@@ -46,22 +46,6 @@ def weights_file(name: str, *, filename: str) -> Path:
         raise ValueError(not_on_hub(f"{repository}/{inside}", "file")) from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; nothing in the file is run. Raises ValueError for anything else."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in whatever way its bytes happen to
-        raise ValueError(f"{path} holds no weights that can be read: {first_line(error)}") from error
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"{path} holds a {type(weights).__name__}, not weights by name")
-    for name, value in weights.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{path} holds weights by name, but {name!r} is a {type(value).__name__}, not a tensor")
-    return weights
-
-
 def check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], *, what: str) -> None:
     """Refuse weights that are not exactly those expected: raises ValueError naming every other one."""
     missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
@@ -71,11 +55,6 @@ def check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], *, 
     for name, shape in shapes.items():
         if weights[name].shape != shape:
             raise ValueError(f"{what}: {name} should be {tuple(shape)}, it is {tuple(weights[name].shape)}")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """What transformers reads a folder's weights from."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
 
 
 def model_type(folder: Path) -> str:
@@ -104,7 +83,8 @@ def load_strictly(kind: Any, folder: Path, *, config: Any = None, other_parts: t
     `other_parts` are the beginnings of names that may be there and are not wanted.
     """
     try:
-        model, found = kind.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True)
+        given = {"config": config, "dtype": torch.float32, "variant": variant_of(folder)}
+        model, found = kind.from_pretrained(folder, output_loading_info=True, **given)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no {kind.__name__} that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if "position_ids" not in key and not key.startswith(other_parts)]
