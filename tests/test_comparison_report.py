@@ -91,7 +91,7 @@ def test_tables_say_what_the_numbers_are(tmp_path: Path) -> None:
     assert "tuned against base" in result.text
     low, high = wilson_interval(3.5, 6)
     assert f"s 22.5 22.8 58.3 % {100 * low:.1f} to {100 * high:.1f}" in result.text
-    assert "0.38 alone 0.38 +0.3 −0.2 to +0.8 no clear change" in result.text
+    assert "0.38 alone 0.38 +0.3 −0.4 to +1.0 no clear change" in result.text
     assert not result.named("section", **{"aria-labelledby": "ranking"}), "two models need no ranking"
 
 

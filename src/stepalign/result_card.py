@@ -155,9 +155,10 @@ def card(results: dict[str, Any]) -> str:
     lines = [f"# {results['name']}", "", f"{results['num_images']} pictures of {results['num_prompts']} prompts.", ""]
     if sampling := sampling_words(sampling_of_generation(results["generation"])):
         lines += [f"Sampled with {sampling}.", ""]
-    lines += ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|"]
-    for name, row in results["scores"].items():
-        lines.append(f"| {name} | {_cell(row)} | {results['scorers'][name]['scale']} |")
+    own = [name for name in results["scores"] if not name.endswith(WRONG)]
+    lines += _score_lines(results, own)
+    if wrong := [name for name in results["scores"] if name.endswith(WRONG)]:
+        lines += ["", "Diagnostics: the same images with other prompts' texts.", "", *_score_lines(results, wrong)]
     lines += ["", "## Scorers", "", "| scorer | weights | SHA-256 | preprocessing |", "|---|---|---|---|"]
     for name, record in results["scorers"].items():
         lines.append(f"| {name} | {record['weights']} | `{record['sha256'][:16]}` | {record['preprocessing']} |")
@@ -174,6 +175,12 @@ def card(results: dict[str, Any]) -> str:
     libraries = ", ".join(f"{library} {number}" for library, number in results["versions"].items())
     lines += ["", f"Scored on {results['device']} with {libraries}."]
     return "\n".join(lines) + "\n"
+
+
+def _score_lines(results: dict[str, Any], names: list[str]) -> list[str]:
+    """A table of some columns' means."""
+    rows = [f"| {name} | {_cell(results['scores'][name])} | {results['scorers'][name]['scale']} |" for name in names]
+    return ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|", *rows]
 
 
 def _set_lines(results: dict[str, Any]) -> list[str]:

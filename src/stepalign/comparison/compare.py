@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stepalign.checkpoint import write_text
+from stepalign.comparison.any_text import AnyTextGain, any_text_gains, is_diagnostic
 from stepalign.comparison.folders import (
     EvaluatedFolder,
     Key,
@@ -102,6 +103,8 @@ class Comparison:
     """By scorer and model."""
     pairs: list[Pair]
     """The baseline against each other model first, then the others against each other."""
+    any_text: list[AnyTextGain]
+    """Differences with other prompts' texts, for the pairs and the scorers that were given any."""
     strengths: dict[str, dict[str, Strength]]
     """Bradley-Terry by scorer and model; empty for two models."""
     categories: list[CategoryPair]
@@ -137,9 +140,11 @@ def compare_folders(
     clusters = clusters_of([read[0].pictures[key].prompt for key in keys])
     num_distinct = int(clusters.max()) + 1
     require(num_distinct >= 2, "prompts", num_distinct, "at least two with different texts, for an interval")
-    scores = {
-        scorer: np.array([[part.scores[key][scorer] for key in keys] for part in parts.values()]) for scorer in records
+    columns = {
+        column: np.array([[part.scores[key][column] for key in keys] for part in parts.values()]) for column in records
     }
+    scores = {scorer: table for scorer, table in columns.items() if not is_diagnostic(scorer)}
+    require(bool(scores), "scorers", list(records), "more than diagnostics with other prompts' texts")
     means = {scorer: np.array([cluster_means(row, clusters) for row in table]) for scorer, table in scores.items()}
     order = [baseline, *(index for index in range(len(models)) if index != baseline)]
     chosen = list(itertools.combinations(order, 2))
@@ -151,11 +156,16 @@ def compare_folders(
         generation={name: part.generation for name, part in parts.items()},
         num_prompts=len(numbers),
         num_pictures=len(keys),
-        scorers=records,
+        scorers={scorer: records[scorer] for scorer in scores},
         left_out=left_out,
         warnings=warnings + other_seeds(parts) + repeated_prompts(len(numbers), num_distinct),
         scores={scorer: dict(zip(models, map(_mean, table), strict=True)) for scorer, table in means.items()},
         pairs=_pairs(scores, means, clusters, chosen=chosen, models=models),
+        any_text=any_text_gains(
+            {name: np.array([cluster_means(row, clusters) for row in table]) for name, table in columns.items()},
+            chosen=chosen,
+            models=models,
+        ),
         strengths=_strengths(scores, clusters, models) if len(models) > 2 else {},
         categories=_by_category(scores, clusters, [groups[number] for number, _ in keys], chosen=chosen, models=models),
         prompts=_prompts(parts, keys, scores, groups),

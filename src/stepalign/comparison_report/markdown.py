@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from stepalign.comparison_report.tables import (
+    any_text_lines,
     category_table,
     pair_rows,
     sampling_lines,
@@ -35,6 +36,8 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
         head = ["", base, other, "difference", "95 % interval", "win rate", "p", "p, Holm"]
         lines += [f"## {_plain(other)} against {_plain(base)}", ""]
         lines += _table(head, [_pair_line(row) for row in pair_rows(summary, (base, other), digits)])
+        told = any_text_lines(summary, (base, other), digits)
+        lines += [*(f"- {_plain(line)}" for line in told), *([""] if told else [])]
     lines += [
         "A tie is half a win. p is that of a sign-flip test over prompts; Holm's adjusts it for all of the tests here.",
         "",

@@ -71,6 +71,31 @@ def pair_rows(summary: dict[str, Any], pair: tuple[str, str], digits: dict[str, 
     return rows
 
 
+def any_text_lines(summary: dict[str, Any], pair: tuple[str, str], digits: dict[str, int]) -> list[str]:
+    """How much of two models' differences is independent of the prompt, a sentence per scorer that tells."""
+    lines = []
+    for row in summary["any_text"]:
+        if (row["base"], row["other"]) == pair:
+            difference, ends = _signed(row, "difference", digits.get(row["scorer"], 2))
+            measured = f"{difference} ({ends})"
+            side = "gain" if row["difference"] > 0 else "loss"
+            if row["share"] is not None:
+                share = _share_words(row["share"])
+                told = f"{share} of the {side} is independent of the prompt: with other prompts’ texts it is {measured}"
+            elif row["interval"][0] <= 0 <= row["interval"][1]:
+                told = f"with other prompts’ texts there is no clear change: {measured}"
+            else:
+                told = f"with other prompts’ texts the difference is {measured}"
+            lines.append(f"{row['scorer']}: {told}.")
+    return lines
+
+
+def _share_words(share: float) -> str:
+    if share >= 0.95:
+        return "all"
+    return "half" if 0.45 <= share < 0.55 else f"{100 * share:.0f} %"
+
+
 def strength_table(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """A row per model, a cell per scorer: its strength and the interval; empty for two models."""
     tables = summary["strengths"].items()

@@ -11,6 +11,7 @@ from typing import Any
 
 from stepalign.comparison_report.gallery import ComparedPrompt, card, choose_prompts
 from stepalign.comparison_report.tables import (
+    any_text_lines,
     category_table,
     generation_tables,
     histogram,
@@ -43,7 +44,15 @@ def write_comparison_report(path: Path, *, summary: dict[str, Any], prompts: lis
         "scorers": scorers,
         "sampling": sampling_lines(summary),
         "table": score_table(summary, digits),
-        "pairs": [(base, other, pair_rows(summary, (base, other), digits)) for base, other in pairs],
+        "pairs": [
+            (
+                base,
+                other,
+                pair_rows(summary, (base, other), digits),
+                any_text_lines(summary, (base, other), digits),
+            )
+            for base, other in pairs
+        ],
         "strengths": strength_table(summary),
         "histograms": [
             (
