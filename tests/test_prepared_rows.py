@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from judge_world import SIZE, Encoders, Rows, bright_or_dark
-from preparing import BROKEN, Cut, CutEncoders, latents_of, made, pictures_of
+from preparing import BROKEN, Cut, CutEncoders, contents, latents_of, made, pictures_of
 from torch import Tensor
 
+from stepalign.batch import Conditioning
 from stepalign.data import prepared
 from stepalign.data.pairs import TooManyBadRows
+from stepalign.data.prepared import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +159,47 @@ def test_a_shard_that_is_gone_from_a_complete_folder_is_made_anew(tmp_path: Path
     found = pairs.take(list(range(10)))
     assert torch.equal(found.latents, expected.latents)
     assert torch.equal(found.cond.tokens, expected.cond.tokens)
+
+
+class Overflowing(Encoders):
+    """A VAE or a text encoder that overflows for one of its inputs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        cond = super().encode(prompts)
+        return cond.map(lambda value: value * float("nan")) if self.what == "prompts" else cond
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        latents = super().encode_images(images)
+        if self.what == "images":
+            latents[1::2] = float("inf")
+        return latents
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [("images", r"^data.pairs: image 1 of .*: latents of the VAE: .* not finite"), ("prompts", "the text encoder's")],
+)
+def test_what_is_not_finite_is_named_and_not_kept(tmp_path: Path, what: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        made(tmp_path, bright_or_dark(4), Overflowing(what))
+    assert not (tmp_path / "manifest.json").exists()
+    assert not any(path.name.startswith("prompts" if what == "prompts" else "pairs") for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["pairs-000000.safetensors", "prompts-000000.safetensors", "manifest.json"])
+def test_a_damaged_file_is_named_and_made_again(tmp_path: Path, name: str) -> None:
+    rows, notes = Rows(bright_or_dark(5)), []
+    made(tmp_path, rows)
+    before = contents(tmp_path)
+    damaged = bytearray(before[name])
+    damaged[-3 if name != "manifest.json" else 0] ^= 4
+    (tmp_path / name).write_bytes(damaged)
+    (tmp_path / f".{name}.12.tmp").write_bytes(b"half a fi")
+    prepare(rows, tmp_path, encoder=Encoders().of_pairs(), tell=notes.append)
+    assert contents(tmp_path) == before
+    assert name in notes[0]
+    assert "damaged" in notes[0]

@@ -12,19 +12,23 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.batch import Conditioning, LatentPairs
 from stepalign.checkpoint import write_text
+from stepalign.claim import LOCK, Note, remove_leftovers
 from stepalign.data.pairs import BadRow, ImagePair, PairSource, RawPair, TooManyBadRows, read, to_tensor
 from stepalign.data.shards import is_whole, read_rows, save_shard, shard_columns, shard_path, shards_of
-from stepalign.parallel import processes
+from stepalign.finite import NotFinite, check_finite
+from stepalign.parallel import decided_by_main, processes
 
 SHARD_ROWS = 256
 MANIFEST = "manifest.json"
@@ -100,24 +104,24 @@ def prepare(
     encoder: PairEncoder,
     max_bad: float = 0.01,
     tick: Callable[[int, int], None] = lambda done, total: None,
-    tell: Callable[[str], None] = lambda message: None,
+    tell: Note = lambda message: None,
 ) -> tuple[PreparedPairs, Manifest]:
     """Encode every pair of a source into a folder, unless it is there, and open it.
 
     Raises TooManyBadRows when more than the share `max_bad` of the rows cannot be used, ValueError when no row has a
-    label or the disk is too small.
+    label, an image or prompt is encoded to what is not finite, or the disk is too small.
     """
-    complete = _is_complete(folder)
-    processes().wait_for_everyone()  # before any process changes what the others have yet to look at
-    if not complete:
+    if not decided_by_main(lambda: _is_complete(folder, tell)):
         folder.mkdir(parents=True, exist_ok=True)
-        _encode_pairs(source, folder, encoder, max_bad, tick, tell)
-        processes().wait_for_everyone()
-        _encode_prompts(folder, encoder)
-        processes().wait_for_everyone()
-        if processes().is_main_process:
-            _finish(source, folder, tell)
-        processes().wait_for_everyone()
+        with _alone(folder, tell):
+            if not decided_by_main(lambda: _is_complete(folder)):  # another job may have made it
+                _encode_pairs(source, folder, encoder, max_bad, tick, tell)
+                processes().wait_for_everyone()
+                _encode_prompts(folder, encoder)
+                processes().wait_for_everyone()
+                if processes().is_main_process:
+                    _finish(source, folder, tell)
+                processes().wait_for_everyone()
     pairs, manifest = _open(folder)
     if len(manifest.skipped) > max_bad * manifest.num_rows:
         raise TooManyBadRows(manifest.skipped, manifest.num_rows, max_bad)
@@ -125,12 +129,7 @@ def prepare(
 
 
 def _encode_pairs(
-    source: PairSource,
-    folder: Path,
-    encoder: PairEncoder,
-    max_bad: float,
-    tick: Callable[[int, int], None],
-    tell: Callable[[str], None],
+    source: PairSource, folder: Path, encoder: PairEncoder, max_bad: float, tick: Callable[[int, int], None], tell: Note
 ) -> None:
     """Write this process's share of the shards that are not there yet."""
     rank, world = processes().process_index, processes().num_processes
@@ -174,7 +173,7 @@ def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> l
         if not pairs:
             continue
         images = torch.stack([torch.stack([to_tensor(image, encoder.size) for image in pair.images]) for pair in pairs])
-        latents.append(encoder.encode_images(images.flatten(0, 1)).unflatten(0, (-1, 2)).cpu())
+        latents.append(_encoded(images, [pair.prompt for pair in pairs], encoder))
         captions = [pair.prompt for pair in pairs]
         prompts += captions
         weights += [pair.weight for pair in pairs]
@@ -183,6 +182,19 @@ def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> l
     columns["bad"] = [[row.where, row.reason] for row in bad]
     save_shard(path, {"latents": torch.cat(latents)} if latents else {}, columns)
     return bad
+
+
+def _encoded(images: Float[Tensor, "b 2 3 h w"], prompts: list[str], encoder: PairEncoder) -> Float[Tensor, "b 2 ..."]:
+    """Latents of pairs of images; raises ValueError naming the first image that has none of finite numbers."""
+    try:
+        latents = encoder.encode_images(images.flatten(0, 1))
+        check_finite(
+            latents, "latents of the VAE", "fp16 overflows in some: try base.precision fp32, or another base.vae"
+        )
+    except NotFinite as error:
+        which = f"image {error.row % 2} of {prompts[error.row // 2][:80]!r}"
+        raise ValueError(f"data.pairs: {which}: {error}; nothing of it is kept") from error
+    return latents.unflatten(0, (-1, 2)).cpu()
 
 
 def _encode_prompts(folder: Path, encoder: PairEncoder) -> None:
@@ -197,10 +209,12 @@ def _encode_prompts(folder: Path, encoder: PairEncoder) -> None:
         cond = encoder.encode(prompts)
         fields = {"tokens": cond.tokens, "pooled": cond.pooled, "time_ids": cond.time_ids}
         tensors = {name: tensor.cpu() for name, tensor in fields.items() if tensor is not None}
+        for name, tensor in tensors.items():
+            check_finite(tensor, f"data.pairs: the text encoder's {name}", "try base.precision fp32")
         save_shard(path, tensors, {"prompts": prompts})
 
 
-def _finish(source: PairSource, folder: Path, tell: Callable[[str], None]) -> None:
+def _finish(source: PairSource, folder: Path, tell: Note) -> None:
     """Count what is there and write the manifest."""
     shards = [shard_columns(path) for path in shards_of(folder, "pairs")]
     bad = [row for columns in shards for row in columns["bad"]]
@@ -210,9 +224,8 @@ def _finish(source: PairSource, folder: Path, tell: Callable[[str], None]) -> No
         raise ValueError(f"data.pairs: none of the {num_rows} rows of {source.name} has a label")
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     num_unlabelled = num_rows - num_pairs - len(bad)
-    manifest = [source.name, num_rows, num_unlabelled, bad, size]
-    names = ["pairs", "num_rows", "num_unlabelled", "skipped", "num_bytes"]
-    write_text(folder / MANIFEST, json.dumps(dict(zip(names, manifest, strict=True)), indent=1) + "\n")
+    manifest = {"pairs": source.name, "num_rows": num_rows, "num_unlabelled": num_unlabelled, "skipped": bad}
+    write_text(folder / MANIFEST, json.dumps(manifest | {"num_bytes": size}, indent=1) + "\n")
     tell(f"{source.name}: {num_pairs} pairs ready, {size / 1e6:,.0f} MB in {folder}")
 
 
@@ -246,9 +259,39 @@ def _check_space(folder: Path, needed: int, num_rows: int) -> None:
         )
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether everything is there that the manifest counted."""
+@contextmanager
+def _alone(folder: Path, tell: Note) -> Iterator[None]:
+    """No other job prepares the same folder meanwhile; what jobs that were killed left unfinished is removed."""
+    lock = FileLock(folder / LOCK)
+
+    def take() -> None:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            tell(f"another job is preparing {folder}; waiting for it")
+            lock.acquire()
+        remove_leftovers(folder)
+
+    decided_by_main(take)
+    try:
+        yield
+    finally:
+        if processes().is_main_process:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
+
+
+def _is_complete(folder: Path, tell: Note = lambda message: None) -> bool:
+    """Whether everything is there that the manifest counted, and is as it was written."""
     if not (folder / MANIFEST).is_file():
         return False
-    counted = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["num_bytes"]
-    return counted == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    try:
+        counted = int(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["num_bytes"])
+    except (ValueError, KeyError, TypeError):
+        tell(f"{folder / MANIFEST} is damaged, and made again")
+        return False
+    shards = sorted(folder.glob("*.safetensors"))
+    damaged = [path for path in shards if not is_whole(path)]
+    if damaged:
+        tell(f"in {folder} {', '.join(path.name for path in damaged)} is damaged, and made again")
+    return not damaged and counted == sum(path.stat().st_size for path in shards)

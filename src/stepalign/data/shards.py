@@ -1,4 +1,4 @@
-"""Files of rows: tensors that are read a row at a time, and plain columns in the file's metadata."""
+"""Files of rows: tensors that are read a row at a time, and plain columns in the file's metadata, with a checksum."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from stepalign.checkpoint import replacing
+from stepalign.identity import tensors_digest, text_digest
 
 
 def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:
@@ -34,9 +35,10 @@ def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Ten
 
 def save_shard(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) -> None:
     """Write tensors, a row each, and plain columns beside them; a crash leaves the old file or the new one."""
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    values = columns | {"sha256": _digest(contiguous, columns)}
     with replacing(path) as temporary:
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"columns": json.dumps(columns)})
+        save_file(contiguous, temporary, metadata={"columns": json.dumps(values)})
 
 
 def shard_columns(path: Path) -> dict[str, Any]:
@@ -56,9 +58,15 @@ def shards_of(folder: Path, kind: str) -> list[Path]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard is there and was not cut short."""
+    """Whether a shard is there and its content is that of its checksum."""
     try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (OSError, SafetensorError):
+        with safe_open(path, framework="pt") as file:
+            columns = json.loads(file.metadata()["columns"])
+            tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+        return columns.pop("sha256") == _digest(tensors, columns)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def _digest(tensors: dict[str, Tensor], columns: dict[str, Any]) -> str:
+    return text_digest([tensors_digest(tensors), json.dumps(columns)])
