@@ -45,6 +45,10 @@ class Notes(Silence):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
+    @property
+    def of_guard(self) -> list[str]:
+        return [note for note in self.notes if note.startswith("guard")]
+
 
 def recipe_of(**changes: Any) -> Recipe:
     evaluation = {"prompts": "miniature", "oracles": ["aesthetic", "alignment"], "batch_size": 2}
@@ -65,13 +69,18 @@ class Mixing(nn.Module):
         return SimpleNamespace(sample=self.to_q(x_t.movedim(1, 3)).movedim(3, 1))
 
 
-def parts_of(model: BaseModel, recipe: Recipe) -> Parts:
-    """Two steps with the network above, a judge of brightness and two oracles of contrast."""
+def parts_of(model: BaseModel, recipe: Recipe, *, wrap: Any = None, **training: Any) -> Parts:
+    """Two steps with the network above, a judge of brightness and two oracles of contrast.
+
+    `training` changes the trainer's settings; `wrap` makes another objective of the default one.
+    """
     guided = GuidedNetwork(Mixing(), negative=model.negative(), guidance_scale=2.0)
     policy, judge = LoraPolicy(guided, rank=2, seed=0), BrightnessJudge(100.0)
     given: dict[str, Any] = {"encode": model.encode, "latent_shape": model.latent_shape, "num_steps": 2}
     given |= {"prompts_per_round": 1, "comparisons_per_update": 1}
-    trainer = make_trainer(policy=policy, judge=judge, **given)
+    trainer = make_trainer(policy=policy, judge=judge, **(given | training))
+    if wrap is not None:
+        trainer.updater.objective = wrap(trainer)
     oracles = {"aesthetic": lambda x, _: x.std((1, 2, 3)), "alignment": lambda x, _: -x.std((1, 2, 3))}
     held_out = split_captions()[1][:NUM_PROMPTS]
     first = held_out[: recipe.guard.num_prompts]
@@ -88,11 +97,11 @@ def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated
 
 
 @contextmanager
-def toy_runs(model: BaseModel) -> Iterator[None]:
-    """Runs are in this world and write no report."""
+def toy_runs(model: BaseModel, **given: Any) -> Iterator[None]:
+    """Runs are in this world and write no report; what is given goes to `parts_of`."""
     model = replace(model, latent_shape=(4, 4, 4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "assemble", lambda recipe: parts_of(model, recipe))
+        patch.setattr(job, "assemble", lambda recipe: parts_of(model, recipe, **given))
         patch.setattr(job, "follow", lambda *_: [])
         patch.setattr(job, "plot_weights", lambda *_: b"")
         patch.setattr(job, "write_report", lambda *_, **__: None)

@@ -74,7 +74,8 @@ def without_clock(row: dict[str, Any]) -> dict[str, Any]:
 def test_a_round_says_what_it_did() -> None:
     row = make_trainer().round()
     assert list(row) == [
-        *("round", "seconds", "judge_score", "comparisons", "kept", "updates", "skipped", "loss_scale", "grad_norm"),
+        *("round", "seconds", "judge_score", "judge_timestep", "judge_spread", "comparisons", "kept", "updates"),
+        *("skipped", "loss_scale", "grad_norm"),
         *("loss", "margin", "accuracy", "rms_delta", "outside", "rms_delta_by_timestep"),
     ]
     assert (row["round"], row["comparisons"], row["kept"], row["updates"]) == (1, 4 * NUM_PARENTS, 1.0, 10)

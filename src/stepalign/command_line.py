@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -204,4 +205,6 @@ def _finish(summary: dict[str, Any], output: Path, show: Callable[[dict[str, Any
     if summary:
         show(summary, Console())
         print(output / REPORT)
+        for sign in summary.get("watch", []):
+            print(f"stepalign: warning: {sign['message']}", file=sys.stderr)
     return 0

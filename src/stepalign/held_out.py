@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from stepalign.assemble import Parts
 from stepalign.evaluate import Generated, generate
-from stepalign.parallel import processes
+from stepalign.parallel import processes, together
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe
 from stepalign.sampler import DDIM
@@ -47,23 +47,25 @@ def measure(
     """
     prompts = parts.held_out if prompts is None else prompts
     world, rank = processes().num_processes, processes().process_index
-    own = generate(
-        parts.policy.denoiser(role),
-        DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
-        parts.judge,
-        prompts=prompts,
-        encode=parts.model.encode,
-        decode=parts.model.decode,
-        latent_shape=parts.model.latent_shape,
-        metrics=parts.metrics,
-        seed=recipe.seed,
-        batch_size=recipe.evaluation.batch_size,
-        device=parts.model.device,
-        rows=range(len(prompts))[rank::world],
-        num_kept=num_kept,
-        purpose=purpose,
-        key=key,
-        tick=lambda num: tick(num * world),
+    own = together(
+        lambda: generate(
+            parts.policy.denoiser(role),
+            DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
+            parts.judge,
+            prompts=prompts,
+            encode=parts.model.encode,
+            decode=parts.model.decode,
+            latent_shape=parts.model.latent_shape,
+            metrics=parts.metrics,
+            seed=recipe.seed,
+            batch_size=recipe.evaluation.batch_size,
+            device=parts.model.device,
+            rows=range(len(prompts))[rank::world],
+            num_kept=num_kept,
+            purpose=purpose,
+            key=key,
+            tick=lambda num: tick(num * world),
+        )
     )
     if world == 1:
         return own

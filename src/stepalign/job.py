@@ -16,9 +16,9 @@ summary.json     held-out scores, base against aligned, with intervals; work don
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
-from stepalign.batch import pair
 from stepalign.checkpoint import RunState, replacing, save_state, write_text
 from stepalign.checks import notes_on
 from stepalign.claim import Claim, claim
@@ -38,13 +37,14 @@ from stepalign.finite import NotFinite
 from stepalign.guard import ADAPTERS as GUARD_ADAPTERS
 from stepalign.guard import ROWS as GUARD_ROWS
 from stepalign.guard import GuardWatch
+from stepalign.health_checks import add_falls, check_end, start_health
 from stepalign.held_out import measure, sampling_of
+from stepalign.json_text import to_json
 from stepalign.parallel import decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import Recipe, with_absolute_paths
-from stepalign.report import Example, TrajectoryStep, write_report
+from stepalign.report import Example, write_report
 from stepalign.resuming import finished_whole, newest_state, rows_of
-from stepalign.rollout import rollout
 from stepalign.run_directory import (
     CHECKPOINT,
     METRICS,
@@ -60,8 +60,9 @@ from stepalign.run_directory import (
     write_recipe,
     write_rows,
 )
-from stepalign.seeding import PromptNoise, Purpose, generator_for
+from stepalign.trajectory import follow
 from stepalign.updater import Diverged
+from stepalign.watch import HealthWatch
 
 ADAPTER, SCORES, BAD_BATCH = "adapter", "scores.jsonl", "not-finite"
 ROWS = (METRICS, GUARD_ROWS)
@@ -83,7 +84,7 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     owner = recipe_owner("train", recipe, Recipe(name=recipe.name))
     with claim(output, owner, tell=watcher.note) as claimed:
         done = decided_by_main(lambda: finished_whole(output, FILES, adopted=claimed.adopted, tell=watcher.note))
-        return _work_on(recipe, claimed, watcher) if done is None else done
+        return _unless_failed(_work_on(recipe, claimed, watcher) if done is None else done, output)
 
 
 def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]:
@@ -97,25 +98,37 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
         readers = parts.readers | parts.scorer_readers
         cut["held-out"] = count_cut(readers, parts.held_out, watcher, which="held-out")
     rows = _resume(parts, output, watcher)
+    health = start_health(recipe, parts, rows, watcher)
     guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
-    _train(recipe, parts, output, rows, watcher, guard)
+    _train(recipe, parts, output, rows, watcher, guard, health)
     start = time.perf_counter()
     if processes().is_main_process:
         write_recipe(output, recipe)
         parts.model.save_adapter(output / ADAPTER, parts.policy.weights(recipe.export))
-    evaluated = _evaluate(recipe, parts, watcher)
+    failed = check_end(recipe, parts, health)
+    evaluated = None
+    try:
+        evaluated = _evaluate(recipe, parts, watcher)
+    except NotFinite as error:
+        failed = failed or f"the trained policy cannot be evaluated: {error}"
     parts.trainer.book("evaluation")
     if not processes().is_main_process:
         return {}
     prompt = parts.held_out[0] if parts.held_out else parts.trainer.stream.prompts[0]
-    trajectory = follow(recipe, parts, prompt)
+    trajectory = []
+    with suppress(NotFinite):  # of a policy that `failed` names
+        trajectory = follow(recipe, parts, prompt)
+    scores = compare(*evaluated, parts.held_out) if evaluated else {}
+    add_falls(health, scores, parts.trainer.num_rounds)
     summary = {
         "recipe": recipe.name,
         "seed": recipe.seed,
         "num_prompts": len(parts.held_out),
         "prompts_cut": cut,
         "sampling": sampling_of(recipe, parts),
-        "scores": compare(*evaluated, parts.held_out) if evaluated else {},
+        "scores": scores,
+        "watch": health.summary(),
+        "failed": failed,
         **({} if guard is None else {"guard": guard.summary()}),
         **_work(recipe, parts, guard, prompt, parts.trainer.seconds + time.perf_counter() - start),
     }
@@ -133,42 +146,17 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
         weights=plot_weights(parts.sampler),
         weighting=recipe.objective.weighting,
     )
-    text = json.dumps(summary, indent=2) + "\n"
+    text = to_json(summary, indent=2) + "\n"
     record_files(output, FILES, pending={SUMMARY: text})
     write_text(output / SUMMARY, text)
     return summary
 
 
-def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
-    """One prompt's trajectory under the trained policy, pool by pool, with decoded candidates."""
-    pools, _ = rollout(
-        parts.policy.denoiser(recipe.training.sample_with),
-        parts.sampler,
-        parts.judge,
-        cond=parts.model.encode([prompt]),
-        prompts=[prompt],
-        latent_shape=parts.model.latent_shape,
-        noise=PromptNoise([generator_for(recipe.seed, Purpose.EVALUATION, 0)], device=parts.model.device),
-        branching=recipe.branching,
-    )
-    steps = []
-    for pool in pools:
-        scores = pool.candidates.scores
-        _, sure = pair(pool.candidates, rule=recipe.training.pairing, min_gap=recipe.training.min_gap)
-        with torch.no_grad():
-            images = (parts.model.decode(pool.x_0[0]) / 2 + 0.5).clamp(0, 1).cpu()
-        steps.append(
-            TrajectoryStep(
-                timestep=pool.t_prev,
-                images=images,
-                scores=scores[0].tolist(),
-                best=int(scores[0].argmax()),
-                worst=int(scores[0].argmin()),
-                followed=int(pool.followed[0]),
-                trained=bool(sure[0]),
-            )
-        )
-    return steps
+def _unless_failed(summary: dict[str, Any], output: Path) -> dict[str, Any]:
+    """A finished run's summary; raises ValueError when what it trained is of no use."""
+    if failed := summary.get("failed"):
+        raise ValueError(f"{failed}; {output / REPORT} shows how it came to that")
+    return summary
 
 
 def _resume(parts: Parts, output: Path, watcher: Watcher) -> list[dict[str, Any]]:
@@ -188,15 +176,16 @@ def _train(
     rows: list[dict[str, Any]],
     watcher: Watcher,
     guard: GuardWatch | None,
+    health: HealthWatch,
 ) -> None:
-    """Do the remaining rounds, or those until the guard stops them; `rows` grows by theirs."""
+    """Do the remaining rounds, or those until the guard or the watch stops them; `rows` grows by theirs."""
     trainer, total = parts.trainer, recipe.training.num_rounds
     is_main = processes().is_main_process
     if guard is not None and guard.stopped:
         return guard.restore()
     if guard is not None and trainer.num_rounds == 0:
         guard.look()
-    stopped = False
+    stopped = health.stopped
     while trainer.num_rounds < total and not stopped:
         row = _round(recipe, parts, output, watcher)
         rows.append(row)
@@ -205,7 +194,8 @@ def _train(
             write_recipe(output, recipe)
         if guard is not None:  # before the checkpoint, which has then counted its work
             guard.look()
-            stopped = guard.stopped
+        health.look(rows)
+        stopped = health.stopped or (guard is not None and guard.stopped)
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total or stopped):
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT, files=ROWS)
@@ -287,7 +277,7 @@ def _write_scores(path: Path, prompts: list[str], base: Generated, aligned: Gene
         return {name: round(values[index].item(), 6) for name, values in scores.items()}
 
     lines = [
-        json.dumps({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
+        to_json({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
         for index, prompt in enumerate(prompts)
     ]
     write_text(path, "\n".join(lines) + "\n")

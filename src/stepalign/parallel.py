@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
+from stepalign.finite import NotFinite
 from stepalign.reproducibility import warn_about_mkl
 
 T = TypeVar("T")
@@ -40,3 +41,18 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     if verdict[1] is not None:
         raise ValueError(verdict[1])
     return verdict[0]
+
+
+def together(work: Callable[[], T]) -> T:
+    """The result of this process's share of some work; a NotFinite of one process is raised on all of them.
+
+    The work may not wait for other processes.
+    """
+    try:
+        result, faults = [work()], []
+    except NotFinite as error:
+        result, faults = [], [error]
+    found: list[NotFinite] = faults if processes().num_processes == 1 else gather_object(faults)
+    if found:
+        raise found[0]
+    return result[0]

@@ -10,7 +10,7 @@ from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.protocols import Preprocessing
 from stepalign.rollout import Branching
 from stepalign.sampler import PredictionType
-from stepalign.train_settings import Training
+from stepalign.train_settings import Training, Watch
 
 MINIATURE = "miniature"
 """Names the shipped model, judge or captions, where a path or hub id could stand."""
@@ -145,6 +145,7 @@ class Recipe:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     guard: Guard = field(default_factory=Guard)
+    watch: Watch = field(default_factory=Watch)
     export: Literal["policy", "ema"] = "policy"
     """Which adapter is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1

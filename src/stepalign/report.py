@@ -29,7 +29,7 @@ from stepalign.run_directory import timing_of
 from stepalign.sampling_record import sampling_words
 
 CURVES = (
-    ("judge_score", "Judge score", "mean of the round's candidates at t = 0; prompts differ by round", False),
+    ("judge_score", "Judge score", "mean of the round's candidates{at}; prompts differ by round", False),
     ("loss", "Loss", "mean over the round's comparisons", False),
     ("accuracy", "Accuracy", "comparisons ordered as the judge does", True),
     ("rms_delta", "RMS delta", "how far the policy has moved: rms of its prediction's change", False),
@@ -165,6 +165,12 @@ def _step_row(step: TrajectoryStep, *, digits: int) -> dict[str, Any]:
     return {"step": step, "candidates": list(zip(pictures, scores, strict=True))}
 
 
+def _judged_at(rounds: list[dict[str, Any]]) -> str:
+    """Where the last candidates of the rounds were judged, in words; "" where the rows of an older run do not say."""
+    timesteps = {row["judge_timestep"] for row in rounds if row.get("judge_timestep") is not None}
+    return f" at t = {', '.join(map(str, sorted(timesteps)))}" if timesteps else ""
+
+
 def _curves(rounds: list[dict[str, Any]]) -> list[Chart]:
     """A chart for each known key that is a number in some round, then the last round's RMS delta by timestep."""
     numbers = [row.get("round", index) for index, row in enumerate(rounds, start=1)]
@@ -172,7 +178,8 @@ def _curves(rounds: list[dict[str, Any]]) -> list[Chart]:
     for key, title, note, percent in CURVES:
         values = [row.get(key) for row in rounds]
         if finite(values):
-            charts.append(chart(numbers, values, title=title, note=note, x_name="round", percent=percent))
+            described = note.replace("{at}", _judged_at(rounds))
+            charts.append(chart(numbers, values, title=title, note=described, x_name="round", percent=percent))
     by_timestep = (rounds[-1].get("rms_delta_by_timestep") or {}) if rounds else {}
     if finite(by_timestep.values()):
         rows = sorted(((int(timestep), value) for timestep, value in by_timestep.items()), reverse=True)

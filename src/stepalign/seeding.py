@@ -23,11 +23,19 @@ class Purpose(IntEnum):
     JUDGE_ORDER = 7
     GENERATION = 8
     GUARD = 9
+    START_CHECK = 10
+
+
+NUM_KEYS = {Purpose.JUDGE_DATA: 2, Purpose.GENERATION: 2, Purpose.GUARD: 2}
+"""How many integers a purpose has as its key; 1 unless it stands here."""
 
 
 def generator_for(seed: int, purpose: Purpose, *key: int) -> torch.Generator:
     """The generator of a seed, a purpose and non-negative integers; on the CPU, so that devices agree."""
-    state = np.random.SeedSequence((seed, purpose, *key)).generate_state(1, np.uint64)[0]
+    # SeedSequence pads with zeros, so that (5) and (5, 0) would be one: keys of another length than the purpose's own
+    # have theirs mixed in.
+    length = () if len(key) == NUM_KEYS.get(purpose, 1) else (len(key),)
+    state = np.random.SeedSequence((seed, purpose, *key), spawn_key=length).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
 
 

@@ -10,8 +10,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from jaxtyping import Bool
 from torch import Tensor
@@ -19,8 +21,8 @@ from torch import Tensor
 from stepalign.batch import Conditioning, StepComparisons, pair
 from stepalign.checkpoint import RunState
 from stepalign.clean_gradient import gradient_rollout
-from stepalign.finite import NotFinite, check_finite
-from stepalign.parallel import processes
+from stepalign.finite import check_finite
+from stepalign.parallel import processes, together
 from stepalign.prompts import PromptStream
 from stepalign.protocols import DifferentiableJudge, Judge, Objective, Sampler, TrainablePolicy
 from stepalign.rollout import Branching, rollout
@@ -30,6 +32,20 @@ from stepalign.updater import Experience, Learned, Updater
 
 Tick = Callable[[str, int, int], None]
 """Called with "sample" or "train", how much of that phase is done and how much there is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What one trajectory per prompt gave."""
+
+    pairs: list[tuple[StepComparisons, Bool[Tensor, " b"]]]
+    """By step: comparisons, and which of them train."""
+    scores: list[float]
+    """The judge's, at the last timestep it judged."""
+    timestep: int | None
+    """That timestep."""
+    spreads: list[float]
+    """Best less worst score of every pool."""
 
 
 class Trainer:
@@ -70,7 +86,7 @@ class Trainer:
     def round(self, tick: Tick = lambda phase, done, total: None) -> dict[str, object]:
         """Do one round and return its row of metrics."""
         start = time.perf_counter()
-        experience = self._collect_together(tick)
+        experience = together(lambda: self._collect(tick))
         self.book("sampling")
         learned = self.updater.learn(
             experience, index=self.num_rounds, tick=lambda done, total: tick("train", done, total)
@@ -123,18 +139,6 @@ class Trainer:
         self.num_comparisons, self.seconds = state.num_comparisons, state.seconds
         self.calls = Counter(state.calls)
 
-    def _collect_together(self, tick: Tick) -> Experience:
-        """Every process's experience; a value that is not finite on one of them raises NotFinite on all."""
-        experience, fault = None, ""
-        try:
-            experience = self._collect(tick)
-        except NotFinite as error:
-            fault = str(error)
-        faults = [found for found in gather_object([fault]) if found]
-        if experience is None or faults:
-            raise NotFinite(faults[0])
-        return experience
-
     def _collect(self, tick: Tick) -> Experience:
         """Sample this process's share of the round's prompts and pair every pool."""
         config, rank, world = self.config, self.processes.process_index, self.processes.num_processes
@@ -144,6 +148,8 @@ class Trainer:
         steps: list[StepComparisons] = []
         ids: dict[tuple[int, int], tuple[int, int]] = {}
         judge_scores: list[float] = []
+        spreads: list[float] = []
+        timestep: int | None = None
         num_pools = done = 0
         for chunk in chunks:
 
@@ -153,19 +159,19 @@ class Trainer:
                 tick("sample", done, len(chunks) * len(self.sampler.timesteps))
 
             noise = PromptNoise([generator_for(self.seed, Purpose.ROLLOUT, p) for p in chunk], device=self.device)
-            found, scores = self._compare([self.stream[position] for position in chunk], noise, on_step)
-            for step, (comparisons, sure) in enumerate(found):
+            found = self._compare([self.stream[position] for position in chunk], noise, on_step)
+            for step, (comparisons, sure) in enumerate(found.pairs):
                 rows = sure.nonzero()[:, 0].tolist()
                 ids.update({(chunk[row], step): (len(steps), row) for row in rows})
                 steps.append(comparisons)
                 num_pools += len(chunk)
-            judge_scores.extend(scores)
-        return Experience(steps, ids, num_pools, judge_scores)
+            judge_scores.extend(found.scores)
+            spreads.extend(found.spreads)
+            timestep = found.timestep
+        return Experience(steps, ids, num_pools, judge_scores, spreads, timestep)
 
-    def _compare(
-        self, prompts: list[str], noise: PromptNoise, on_step: Callable[[], None]
-    ) -> tuple[list[tuple[StepComparisons, Bool[Tensor, " b"]]], list[float]]:
-        """Comparisons on one trajectory per prompt with which of them train, and the last step's scores."""
+    def _compare(self, prompts: list[str], noise: PromptNoise, on_step: Callable[[], None]) -> _Compared:
+        """Comparisons on one trajectory per prompt."""
         config, denoise, cond = self.config, self.policy.denoiser(self.config.sample_with), self.encode(prompts)
         given: dict[str, Any] = {"cond": cond, "prompts": prompts, "noise": noise, "on_step": on_step}
         given |= {"latent_shape": self.latent_shape, "branching": self.branching}
@@ -173,10 +179,15 @@ class Trainer:
             if not isinstance(self.judge, DifferentiableJudge):
                 raise ValueError("training.signal: clean-gradient needs a judge with a gradient")
             comparisons, scores = gradient_rollout(denoise, self.sampler, self.judge, **given)
-            return [(step, step.noise.flatten(1).any(1)) for step in comparisons], scores.tolist()
+            pairs = [(step, step.noise.flatten(1).any(1)) for step in comparisons]
+            return _Compared(pairs, scores.tolist(), int(comparisons[-1].t[0]) if comparisons else None, [])
         pools, _ = rollout(denoise, self.sampler, self.judge, **given)
         pairs = [pair(step, rule=config.pairing, min_gap=config.min_gap) for pool in pools for step in pool.transitions]
-        return pairs, pools[-1].candidates.scores.flatten().tolist() if pools else []
+        if not pools:
+            return _Compared(pairs, [], None, [])
+        spreads = torch.cat([pool.candidates.scores.amax(1) - pool.candidates.scores.amin(1) for pool in pools])
+        last = pools[-1]
+        return _Compared(pairs, last.candidates.scores.flatten().tolist(), last.t_prev, spreads.tolist())
 
     def work(self, phase: str) -> dict[str, int]:
         """This process's work since the last call: network calls by role, booked under a phase, and judged images."""
@@ -194,6 +205,7 @@ class Trainer:
     def _summarise(self, experience: Experience, learned: Learned) -> dict[str, object]:
         rows: list[dict[str, float]] = gather_object(learned.rows)
         judge_scores = gather_object(experience.judge_scores)
+        timesteps = [t for t in gather_object([experience.judge_timestep]) if t is not None]
         num_pools = sum(gather_object([experience.num_pools]))
         names = [name for name in rows[0] if name != "t"] if rows else []
         by_timestep = {
@@ -204,6 +216,8 @@ class Trainer:
             "round": self.num_rounds,
             "seconds": round(self.seconds, 3),
             "judge_score": _mean(judge_scores),
+            "judge_timestep": max(timesteps, default=None),
+            "judge_spread": _mean(gather_object(experience.judge_spreads)),
             "comparisons": learned.num_found,
             "kept": learned.num_found / num_pools if num_pools else None,
             "updates": len(learned.grad_norms),

@@ -1,4 +1,4 @@
-"""Settings of a run's training."""
+"""Settings of a run's training, and of the watch over it."""
 
 from __future__ import annotations
 
@@ -60,3 +60,25 @@ class Training:
         require(0 <= self.weight_decay < LARGEST, "training.weight_decay", self.weight_decay, "at least 0, below 1e15")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "training.max_grad_norm", norm, "positive, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When training is said to learn nothing, or to fall apart."""
+
+    action: Literal["warn", "stop"] = "warn"
+    """"warn" notes each sign once; "stop" ends training, too, and evaluates what there is."""
+    num_rounds: int = 3
+    """Rounds in a row that show it: without comparisons, with a constant judge, outside the trust region, unmoved."""
+    max_outside: float = 0.95
+    """Share of comparisons outside the trust region, which give no gradient."""
+    min_rms_delta: float = 1e-6
+    """Rms of the prediction's change, in units of the noise it predicts, below which nothing moves."""
+    max_rms_delta: float = 1.0
+    """Rms of the prediction's change above which the policy has diverged."""
+
+    def __post_init__(self) -> None:
+        require(self.num_rounds >= 1, "watch.num_rounds", self.num_rounds, "at least 1")
+        require(0 < self.max_outside <= 1, "watch.max_outside", self.max_outside, "above 0 and at most 1")
+        require(self.min_rms_delta >= 0, "watch.min_rms_delta", self.min_rms_delta, "at least 0")
+        require(self.max_rms_delta > 0, "watch.max_rms_delta", self.max_rms_delta, "positive")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,11 @@ class Experience:
     """(prompt position, step) -> (entry of `steps`, row)."""
     num_pools: int
     judge_scores: list[float]
-    """Of the last step's candidates."""
+    """Of the candidates that were judged last."""
+    judge_spreads: list[float] = field(default_factory=list)
+    """Best less worst score of every pool."""
+    judge_timestep: int | None = None
+    """Where the last candidates were judged."""
 
     def take(self, ids: list[tuple[int, int]]) -> list[StepComparisons]:
         """The comparisons with these ids as a batch, or two: those of one parent apart from those of two."""
@@ -196,7 +201,7 @@ class Updater:
         self.policy.update_ema(self.config.ema_decay)
         self.num_updates += 1
         self.num_failures = 0
-        if torch.nn.utils.get_total_norm(self.parameters).isfinite():
+        if torch.nn.utils.get_total_norm(self.parameters, norm_type=math.inf).isfinite():
             return ""
         return "the adapter: the update left weights that are not finite numbers; lower training.learning_rate"
 

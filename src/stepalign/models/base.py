@@ -15,11 +15,16 @@ from transformers import CLIPTokenizer
 
 from stepalign.batch import Conditioning, cat
 from stepalign.clip import num_cut
-from stepalign.finite import check_finite
+from stepalign.finite import NotFinite, check_finite
 from stepalign.models.lora_files import write_lora
 from stepalign.sampler import NoiseSchedule
 
 ENCODE_BATCH = 64
+LARGEST_LATENT = 1e3
+"""Latents are of size 1; beyond this it is not the VAE that is at fault when it overflows."""
+GROWN = (
+    "the predictions behind them grew without bound: lower training.learning_rate of the adapter, or check the model"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,9 @@ class BaseModel:
         shift = vae.config.shift_factor or 0.0
         images = vae.decode((x_0 / vae.config.scaling_factor + shift).to(vae.dtype)).sample.float()
         if not images.isfinite().all():
-            check_finite(x_0, "the latents to decode", "the predictions behind them grew without bound")
+            check_finite(x_0, "the latents to decode", GROWN)
+            if (size := x_0.abs().max().item()) > LARGEST_LATENT:
+                raise NotFinite(f"the latents to decode reach {size:.3g}, and the VAE overflows; {GROWN}")
             check_finite(images, "the images decoded by the VAE", self._vae_remedy())
         return images
 
