@@ -71,7 +71,9 @@ def test_gains_are_measured_at_every_timestep_and_end_in_the_evaluations(finishe
         assert rows["0"]["base"] == pytest.approx(summary[metric]["base"], abs=1e-5)
         assert rows["0"]["aligned"] == pytest.approx(summary[metric]["aligned"], abs=1e-5)
     assert any(row["difference"] != 0 for row in gains["judge"].values())
-    assert json.loads((finished_run / "gains.json").read_text()) == {"num_prompts": 3, "gains": gains}
+    sampling = json.loads((finished_run / "summary.json").read_text())["sampling"]
+    expected = {"num_prompts": 3, "sampling": sampling, "gains": gains}
+    assert json.loads((finished_run / "gains.json").read_text()) == expected
 
 
 def test_the_command_draws_a_runs_gains(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ from stepalign.assemble import Parts, assemble
 from stepalign.checkpoint import RunState, load_state, replacing, write_text
 from stepalign.config import to_plain
 from stepalign.figures import plot_gains
+from stepalign.held_out import sampling_of
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.report import add_gains
 from stepalign.rollout import trajectory
 from stepalign.run_directory import CHECKPOINT, RECIPE, REPORT
+from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.statistics import clusters_of, paired_difference
 
@@ -68,7 +70,8 @@ def measure_gains(
         }
         for metric in base
     }
-    write_text(run / GAINS, json.dumps({"num_prompts": len(prompts), "gains": gains}, indent=1) + "\n")
+    found = {"num_prompts": len(prompts), "sampling": sampling_of(recipe, parts), "gains": gains}
+    write_text(run / GAINS, json.dumps(found, indent=1) + "\n")
     picture = plot_gains(gains)
     with replacing(run / PICTURE) as temporary:
         temporary.write_bytes(picture)
@@ -79,13 +82,13 @@ def measure_gains(
 
 @torch.no_grad()
 def _add_scores(scores: Scores, recipe: Recipe, parts: Parts, role: Role, prompts: list[str], first: int) -> None:
-    """Add the scores of a few prompts' x̂0 along their trajectories; prompt i has the noise of evaluation image i."""
+    """Add the scores of a few prompts' x̂0 along the evaluation's trajectories; prompt i has the noise of image i."""
     rows = range(first, first + len(prompts))
     device = parts.model.device
     noise = PromptNoise([generator_for(recipe.seed, Purpose.EVALUATION, row) for row in rows], device=device)
     walk = trajectory(
         parts.policy.denoiser(role),
-        parts.sampler,
+        DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
         cond=parts.model.encode(prompts),
         latent_shape=parts.model.latent_shape,
         noise=noise,
