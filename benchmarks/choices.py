@@ -47,7 +47,7 @@ def main() -> None:
     figures |= {"device": device_name(parts.model.device), "versions": versions()}
     print(table(rules))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()

@@ -68,7 +68,7 @@ def main() -> None:
     figures |= {"device": device_name(torch.device("cpu")), "versions": versions()}
     print(table(rows))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def train(parts: Parts, seconds: float) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def main() -> None:
     if arguments.output is not None:
         settings = {key: value for key, value in vars(arguments).items() if key != "output"}
         figures = settings | {"device": device_name(device), "versions": versions(), "scorers": rows}
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

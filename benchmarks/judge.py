@@ -74,7 +74,7 @@ def main() -> None:
     figures = {"recipe": SIZES[arguments.size], "device": device, "versions": versions(), "variants": rows}
     print(table(rows))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

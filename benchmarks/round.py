@@ -114,7 +114,7 @@ def main() -> None:
     figures = measure(arguments.size, arguments.prompts)
     print(json.dumps(figures, indent=2))
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(size: str, num_prompts: int | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from stepalign.rollout import sample
 from stepalign.run_directory import Silence, Watcher, device_name, require_writable, versions
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
+from stepalign.stopping import check_stop, finishing
 
 IMAGES = "images"
 BATCHES_ENCODED = 8
@@ -131,7 +132,8 @@ def generate_folder(
     for note in notes_on_prompts(prompts) if is_miniature(choice.model) else []:
         watcher.note(note)
     cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
-    _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
+    with finishing():
+        _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
     processes().wait_for_everyone()
     if not processes().is_main_process:
         return {}
@@ -181,6 +183,7 @@ def _draw(choice: Generation, drawing: _Drawing, rows: list[ImageRow], output: P
                     picture.save(temporary, format="PNG")
             done += len(batch)
             watcher.phase("sample", done, len(rows))
+            check_stop(f"{done} of {len(rows)} images are saved")
         drawing.model.forget()
 
 

@@ -170,7 +170,7 @@ class GuardWatch:
         num_rounds = self._parts.trainer.num_rounds
         if num_rounds == 0 or not (self._output / ROWS).is_file():
             return []
-        rows = [json.loads(line) for line in (self._output / ROWS).read_text().splitlines()]
+        rows = [json.loads(line) for line in (self._output / ROWS).read_text(encoding="utf-8").splitlines()]
         return [row for row in rows if row["round"] <= num_rounds]
 
 

@@ -40,6 +40,7 @@ from stepalign.guard import GuardWatch
 from stepalign.health_checks import add_falls, check_end, start_health
 from stepalign.held_out import measure, sampling_of
 from stepalign.json_text import to_json
+from stepalign.last_round import LastRound, saving_last_round, with_stops
 from stepalign.parallel import decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import Recipe, with_absolute_paths
@@ -60,6 +61,7 @@ from stepalign.run_directory import (
     write_recipe,
     write_rows,
 )
+from stepalign.stopping import check_stop
 from stepalign.trajectory import follow
 from stepalign.updater import Diverged
 from stepalign.watch import HealthWatch
@@ -100,7 +102,8 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
     rows = _resume(parts, output, watcher)
     health = start_health(recipe, parts, rows, watcher)
     guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
-    _train(recipe, parts, output, rows, watcher, guard, health)
+    with saving_last_round(parts.trainer, recipe.training.num_rounds, output, rows, files=ROWS) as last:
+        _train(recipe, parts, output, rows, watcher, guard, health, last)
     start = time.perf_counter()
     if processes().is_main_process:
         write_recipe(output, recipe)
@@ -177,6 +180,7 @@ def _train(
     watcher: Watcher,
     guard: GuardWatch | None,
     health: HealthWatch,
+    last: LastRound,
 ) -> None:
     """Do the remaining rounds, or those until the guard or the watch stops them; `rows` grows by theirs."""
     trainer, total = parts.trainer, recipe.training.num_rounds
@@ -199,6 +203,10 @@ def _train(
         if is_main and (trainer.num_rounds % recipe.checkpoint_every == 0 or trainer.num_rounds == total or stopped):
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT, files=ROWS)
+            last.state = None
+        elif is_main:
+            last.state = trainer.state()
+        check_stop()
 
 
 def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict[str, object]:
@@ -209,7 +217,7 @@ def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict
     """
     trainer = parts.trainer
     try:
-        return trainer.round(watcher.phase)
+        return trainer.round(with_stops(watcher.phase))
     except NotFinite as error:
         message = f"round {trainer.num_rounds + 1}: {error}"
         if isinstance(error, Diverged):

@@ -33,7 +33,7 @@ from stepalign.judge_recipes import JudgeRecipe, PairData, map_paths
 from stepalign.judge_report import JudgedPair, JudgedStep, write_judge_report
 from stepalign.judges.card import model_card
 from stepalign.judges.spm_files import CARD
-from stepalign.parallel import decided_by_main, processes
+from stepalign.parallel import any_asked_to_stop, decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import local_path
 from stepalign.resuming import finished_whole, newest_state, rows_of
@@ -52,6 +52,7 @@ from stepalign.run_directory import (
     write_recipe,
     write_rows,
 )
+from stepalign.stopping import Stopped, finishing
 from stepalign.train_judge import JudgeState
 
 JUDGE, START = "judge", "start.json"
@@ -86,7 +87,8 @@ def _work_on(recipe: JudgeRecipe, claimed: Claim, watcher: Watcher) -> dict[str,
         for which, pairs in (("training", parts.trainer.pairs), ("held-out", parts.held_out))
     }
     start, rows = _resume(recipe, parts, output, watcher)
-    _train(recipe, parts, output, start, rows, watcher)
+    with finishing():
+        _train(recipe, parts, output, start, rows, watcher)
     began = time.perf_counter()
     judge = _held_out_scores(recipe, parts, watcher)
     if not processes().is_main_process:
@@ -154,12 +156,15 @@ def _train(
         row = trainer.step()
         rows.append(row)
         watcher.round(row, total)
-        due = trainer.num_steps % recipe.checkpoint_every == 0 or trainer.num_steps == total
+        stop = any_asked_to_stop()
+        due = stop or trainer.num_steps % recipe.checkpoint_every == 0 or trainer.num_steps == total
         if processes().is_main_process and due:
             write_recipe(output, recipe)
             write_text(output / START, json.dumps({t: pairs.tolist() for t, pairs in start.items()}) + "\n")
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT, files=(METRICS, START))
+        if stop:
+            raise Stopped(stop, f"step {trainer.num_steps} of {total} is saved")
 
 
 def _summarise(

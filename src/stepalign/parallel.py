@@ -11,6 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from stepalign.finite import NotFinite
 from stepalign.reproducibility import warn_about_mkl
+from stepalign.stopping import stop_requested
 
 T = TypeVar("T")
 
@@ -22,6 +23,13 @@ def processes() -> PartialState:
     """
     warn_about_mkl()
     return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def any_asked_to_stop() -> int:
+    """The number of the signal that has asked any process to stop, the same in all; 0 for none."""
+    if processes().num_processes == 1:
+        return stop_requested()
+    return max(gather_object([stop_requested()]))
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:

@@ -83,9 +83,9 @@ def finishing() -> Iterator[None]:
         _request.num_finishing -= 1
 
 
-def stop_requested() -> bool:
-    """Whether a signal has asked this process to stop."""
-    return _request.signum is not None
+def stop_requested() -> int:
+    """The number of the signal that has asked this process to stop, 0 for none."""
+    return _request.signum or 0
 
 
 def check_stop(saved: str = "") -> None:

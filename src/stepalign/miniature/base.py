@@ -42,11 +42,11 @@ def make_tokenizer(folder: Path) -> CLIPTokenizer:
     merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
     tokens = alphabet + [letter + "</w>" for letter in alphabet] + ["".join(pair) for pair in merges] + [start, end]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(dict.fromkeys(tokens))}))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return CLIPTokenizer(
-        json.loads((folder / "vocab.json").read_text()), merges, model_max_length=MAX_TOKENS, pad_token=end
-    )
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    merged = "".join(f"{a} {b}\n" for a, b in merges)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merged}", encoding="utf-8", newline="\n")
+    return CLIPTokenizer(vocabulary, merges, model_max_length=MAX_TOKENS, pad_token=end)
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
