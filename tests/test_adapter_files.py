@@ -245,6 +245,8 @@ def test_the_unet_of_another_family_is_refused(tiny_sd: BaseModel, tiny_sdxl_fol
 
 def test_a_unet_that_is_not_there_is_named(tiny_sd: BaseModel, tmp_path: Path) -> None:
     (tmp_path / "unet.safetensors").touch()
-    for name in ("nowhere", "/nowhere/at/all", str(tmp_path / "unet.safetensors")):
+    for name in ("nowhere", "/nowhere/at/all"):
         with pytest.raises(ValueError, match=rf"^unet: there is no folder '{name}', and it is not a hub id"):
             replace_unet(tiny_sd, name)
+    with pytest.raises(ValueError, match=r"^unet: '.*unet.safetensors' is a single file; give a folder"):
+        replace_unet(tiny_sd, str(tmp_path / "unet.safetensors"))

@@ -175,6 +175,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]]
     "a UNet's shape": (lambda lora: with_one(lora, "unet.", 2, 7), "size mismatch at unet"),
     "a text encoder's shape": (lambda lora: with_one(lora, "text_encoder.", 2, 7), "size mismatch at text"),
     "an unknown layer": (lambda lora: lora | {"unet.attic.to_q.lora_A.weight": torch.ones(2, 8)}, "unet.attic.to_q"),
+    "rank 0": (lambda lora: {key: v[:0] if "A" in key else v[:, :0] for key, v in lora.items()}, "size mismatch"),
     "not finite": (lambda lora: lora | {next(iter(lora)): torch.full((2, 2), torch.nan)}, "lora_A.weight .*not finite"),
     "quantised": (lambda lora: lora | {next(iter(lora)): torch.ones(2, 2, dtype=torch.int8)}, "int8 numbers"),
     "another text encoder's": (

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel, CLIPTokenizer
 
 from stepalign.assemble import load_spm
+from stepalign.checks import check_judge
 from stepalign.clip import load_clip
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.metrics.weights import load_clip_vision
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
 from stepalign.models.unet import replace_unet
+from stepalign.recipes import JudgeChoice
 from stepalign.tensor_files import read_folder_tensors, variant_of, weight_files
 
 
@@ -130,6 +132,7 @@ def test_judges_and_scorers_may_be_in_half_precision_files(
     tiny_spm_folder: Path, tiny_clip: CLIPModel, tmp_path: Path
 ) -> None:
     expected = StepAwarePreferenceModel.from_pretrained(tiny_spm_folder)
+    check_judge(JudgeChoice(path=str(renamed(tiny_spm_folder, tmp_path / "checked"))))
     assert same_weights(StepAwarePreferenceModel.from_pretrained(renamed(tiny_spm_folder, tmp_path / "spm")), expected)
     tiny_clip.save_pretrained(tmp_path / "clip", variant="fp16")
     assert same_weights(load_clip(tmp_path / "clip"), tiny_clip)

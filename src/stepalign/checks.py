@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stepalign import miniature
+from stepalign import hub, miniature
 from stepalign.config import public_name, require
 from stepalign.hub import is_hub_id, split_hub_file
 from stepalign.judges.spm_files import CONFIG, WEIGHTS
@@ -17,6 +17,7 @@ from stepalign.miniature import world
 from stepalign.models.load import check_names
 from stepalign.parsing import check_text
 from stepalign.recipes import MINIATURE, RELEASED_JUDGES, SDXL, SDXL_VAE, FrozenModel, JudgeChoice, Recipe
+from stepalign.tensor_files import weight_files
 from stepalign.train_judge import NUM_TRAIN_TIMESTEPS
 
 OF_THE_MINIATURE = ("tokenizer/vocab.json", "unet/config.json")
@@ -64,10 +65,12 @@ def check_judge(choice: JudgeChoice) -> None:
         return
     check_folder(path, "judge")
     folder = Path(path).expanduser()
-    wanted = [CONFIG, WEIGHTS] if choice.kind == "spm" else [CONFIG]
-    for file in wanted if folder.is_dir() else []:
-        if not (folder / file).is_file():
-            raise ValueError(f"judge: {path} has no {file}; a step-aware preference model has {CONFIG}, {WEIGHTS}")
+    if folder.is_dir():
+        there = {CONFIG: (folder / CONFIG).is_file(), WEIGHTS: choice.kind != "spm" or bool(weight_files(folder))}
+        if missing := [file for file, found in there.items() if not found]:
+            raise ValueError(
+                f"judge: {path} has no {missing[0]}; a step-aware preference model has {CONFIG}, {WEIGHTS}"
+            )
 
 
 def check_checkpoint(path: Path, field: str) -> None:
@@ -80,9 +83,8 @@ def check_checkpoint(path: Path, field: str) -> None:
 
 def check_folder(name: str | None, field: str) -> None:
     """Raise ValueError for a name that is no folder on this machine, no hub id and not the miniature's."""
-    if name in (None, MINIATURE) or Path(name).expanduser().is_dir() or is_hub_id(name):
-        return
-    raise ValueError(f"{field}: there is no folder {name!r}, and it is not a hub id (owner/name)")
+    if name is not None and name != MINIATURE:
+        hub.check_folder(name, field)
 
 
 def check_scorers(entries: Iterable[str], field: str) -> None:

@@ -54,6 +54,15 @@ def reach_hub() -> str:
     return reason
 
 
+def check_folder(name: str, field: str) -> None:
+    """Raise ValueError for a name that is no folder on this machine and cannot be one of the hub."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{field}: {name!r} is a single file; give a folder with a config.json, or a hub id")
+    if not path.is_dir() and not is_hub_id(name):
+        raise ValueError(f"{field}: there is no folder {name!r}, and it is not a hub id (owner/name)")
+
+
 def ask_hub(name: str, what: str) -> None:
     """Make ready for a look-up; raises ValueError for a name that is no `what` on this machine and none of the hub."""
     if not is_hub_id(name):

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
 from stepalign.clip import check_tokenizer
-from stepalign.hub import is_hub_id, out_of_reach, reach_hub
+from stepalign.hub import check_folder, is_hub_id, out_of_reach, reach_hub
 from stepalign.models.base import BaseModel, Family
 from stepalign.models.families import SUPPORTED, family_of_file, family_of_folder, tokenizers_of
 from stepalign.models.prediction import check_schedule, settle_schedule
@@ -83,15 +83,12 @@ def load(
 
 def check_names(name: str, *, config: str | None = None, vae: str | None = None) -> None:
     """Raise ValueError for names that are nothing on this machine and cannot be of the hub, before anything is read."""
-    if not (Path(name).expanduser().is_file() or _is_folder_or_hub_id(name)):
+    path = Path(name).expanduser()
+    if not (path.is_file() or path.is_dir() or is_hub_id(name)):
         raise ValueError(f"model: there is no file or folder {name!r}, and it is not a hub id (owner/name)")
     for field, other in (("config", config), ("vae", vae)):
-        if other is not None and not _is_folder_or_hub_id(other):
-            raise ValueError(f"{field}: there is no folder {other!r}, and it is not a hub id (owner/name)")
-
-
-def _is_folder_or_hub_id(name: str) -> bool:
-    return Path(name).expanduser().is_dir() or is_hub_id(name)
+        if other is not None:
+            check_folder(other, field)
 
 
 def _model(

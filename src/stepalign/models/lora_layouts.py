@@ -151,7 +151,8 @@ def _update(
     down, up = _shaped(pair["A"], module), _shaped(pair["B"], module)
     rank = len(down)
     weight = module.get_parameter("weight")
-    if down.shape[1:] != weight.shape[1:] or tuple(up.shape) != (len(weight), rank, *[1] * (weight.dim() - 2)):
+    fits = down.shape[1:] == weight.shape[1:] and up.shape == (len(weight), rank, *[1] * (weight.dim() - 2))
+    if rank == 0 or not fits:
         raise ValueError(
             f"size mismatch at {part}.{name}: A is {tuple(pair['A'].shape)} and B {tuple(pair['B'].shape)} "
             f"for a weight of {tuple(weight.shape)}"

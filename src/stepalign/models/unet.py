@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from stepalign.clip import first_line
-from stepalign.hub import is_hub_id, out_of_reach, reach_hub
+from stepalign.hub import check_folder, out_of_reach, reach_hub
 from stepalign.models.base import BaseModel
 from stepalign.models.quiet import quiet
 from stepalign.tensor_files import variant_of
@@ -43,17 +43,11 @@ def replace_unet(model: BaseModel, name: str) -> None:
     model.pipeline.register_modules(unet=unet.to(own.device).requires_grad_(False).eval())
 
 
-def check_unet_name(name: str) -> None:
-    """Raise ValueError for a name that is no folder on this machine and cannot be of the hub."""
-    if not Path(name).expanduser().is_dir() and not is_hub_id(name):
-        raise ValueError(f"unet: there is no folder {name!r}, and it is not a hub id (owner/name)")
-
-
 def _from_unet(name: str, dtype: torch.dtype) -> tuple[UNet2DConditionModel, dict[str, Any]]:
     """The UNet of a folder or hub id, and what diffusers found amiss with its weights."""
     path = Path(name).expanduser()
     subfolders: list[str | None] = ["unet", None]
-    check_unet_name(name)
+    check_folder(name, "unet")
     if path.is_dir():
         subfolders = ["unet"] if (path / "unet").is_dir() else [None]
     else:
