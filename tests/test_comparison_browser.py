@@ -32,7 +32,7 @@ ZOOMED = """(() => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages by name: "three" models with two scorers; "some" of their prompts; "wide" with names that hardly fit."""
+    """Pages by name: "three" models with two scorers; "some" of their prompts; "many" prompts; "wide" with names that hardly fit."""
     root = tmp_path_factory.mktemp("pages")
     models = (
         ("base", {"first": level, "second": level}),
@@ -45,6 +45,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gallery, "MOST_PROMPTS", 4)
         write_comparison(compare_folders(three[:2]), root / "some")
+    changed = (level, lambda number, image: level(number, image) + number - 15)
+    many = [save_folder(root / f"m{n}", scores={"first": own}, num_prompts=30) for n, own in enumerate(changed)]
+    write_comparison(compare_folders(many), root / "many")
     long = "Supercalifragilisticexpialidocious" * 3
     scorers = {f"{long}-{number}": gained for number in range(2)}
     texts = {
@@ -55,7 +58,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     wide = [save_folder(root / f"w{n}", scores=scorers, generation={long: f"{n} {long}"}, **texts) for n in range(4)]
     write_comparison(compare_folders(wide, names=[f"{long}{n}" for n in range(4)]), root / "wide")
-    return {name: root / name / "report.html" for name in ("three", "some", "wide")}
+    return {name: root / name / "report.html" for name in ("three", "some", "many", "wide")}
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +84,33 @@ def choose(tab: Chromium, control: str, value: str) -> None:
     )
 
 
-def test_prompts_come_in_their_order_until_asked_otherwise(tab: Chromium) -> None:
-    assert tab.run(ORDER) == [0, 1, 2, 3, 4, 5]
+def test_the_largest_gains_and_losses_come_first(tab: Chromium) -> None:
+    by_gain = sorted(range(6), key=lambda number: -GAINS[number])
+    assert by_gain == [5, 2, 0, 3, 1, 4]
+    assert tab.run(ORDER) == [5, 4, 2, 1, 0, 3], "from both ends in turn"
     assert tab.run("document.getElementById('status').textContent") == (
-        "6 prompts, original order: first, tuned minus base."
+        "6 prompts, largest gains and losses first: first, tuned minus base."
     )
+
+
+def test_a_long_page_shows_a_few_prompts_and_more_on_request(browser: Chromium, pages: dict[str, Path]) -> None:
+    browser.open(pages["many"])
+    height = browser.run("document.documentElement.scrollHeight")
+    text = "document.getElementById('more').textContent"
+    assert (len(browser.run(ORDER)), browser.run(text)) == (12, "Show 12 more")
+    assert browser.run("document.getElementById('status').textContent").startswith("12 of 30 prompts, ")
+    first = browser.run(ORDER)
+    browser.click("#more")
+    assert (len(browser.run(ORDER)), browser.run(text)) == (24, "Show 6 more")
+    assert browser.run(ORDER)[:12] == first
+    assert browser.run("document.activeElement.closest('li').dataset.number") == str(browser.run(ORDER)[12])
+    browser.click("#more")
+    assert sorted(browser.run(ORDER)) == list(range(30))
+    assert browser.run("document.getElementById('more').hidden")
+    assert browser.run("document.documentElement.scrollHeight") > height
+    choose(browser, "order", "original")
+    assert browser.run(ORDER) == list(range(12)), "another order begins with its first prompts"
+    assert browser.complaints == []
 
 
 def test_prompts_are_sorted_by_gain_and_by_loss(tab: Chromium) -> None:
@@ -135,7 +160,7 @@ def test_a_real_key_changes_a_choice(tab: Chromium) -> None:
     tab.run("document.getElementById('order').focus()")
     tab.press("ArrowDown")
     assert tab.run("document.getElementById('order').value") == "gains"
-    assert tab.run(ORDER)[0] == 5
+    assert tab.run(ORDER)[:2] == [5, 2]
 
 
 def test_a_click_enlarges_that_very_picture_and_escape_closes_it(tab: Chromium) -> None:
@@ -150,6 +175,7 @@ def test_a_click_enlarges_that_very_picture_and_escape_closes_it(tab: Chromium) 
 
 
 def test_keys_alone_open_flip_through_and_close(tab: Chromium) -> None:
+    choose(tab, "order", "original")
     tab.run("document.querySelector('#prompts button.open').focus()")
     tab.press("Enter")
     assert tab.run(ZOOMED) == [1, 0, 0]
@@ -164,6 +190,7 @@ def test_keys_alone_open_flip_through_and_close(tab: Chromium) -> None:
 
 
 def test_buttons_and_the_backdrop_do_the_same(tab: Chromium) -> None:
+    choose(tab, "order", "original")
     tab.click("#prompts button.open")
     tab.click("#after")
     assert tab.run(ZOOMED) == [2, 0, 0]
@@ -171,6 +198,7 @@ def test_buttons_and_the_backdrop_do_the_same(tab: Chromium) -> None:
     assert tab.run(ZOOMED) == [1, 0, 0]
     tab.click("#close")
     assert not tab.run("document.getElementById('zoom').open")
+    choose(tab, "order", "original")
     tab.click("#prompts button.open")
     tab.click_at(5, 5)
     assert not tab.run("document.getElementById('zoom').open")
