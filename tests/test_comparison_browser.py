@@ -32,7 +32,7 @@ ZOOMED = """(() => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages by name: "three" models with two scorers; "some" of their prompts; "many" prompts; "wide" with names that hardly fit."""
+    """Pages by name: "three" models with two scorers; "some" of their prompts; "many" prompts; "wide" names."""
     root = tmp_path_factory.mktemp("pages")
     models = (
         ("base", {"first": level, "second": level}),

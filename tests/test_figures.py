@@ -12,7 +12,7 @@ from PIL import Image
 
 from stepalign.cli import main
 from stepalign.config import change
-from stepalign.figures import plot_weights, timestep_weights
+from stepalign.figures import WEIGHTINGS, gains_panels, plot_weights, timestep_weights, weights_panels
 from stepalign.gains import measure_gains
 from stepalign.job import run
 from stepalign.recipes import RECIPES
@@ -34,6 +34,24 @@ def test_the_figure_is_a_picture_and_always_the_same(sampler: DDIM) -> None:
     picture = plot_weights(sampler)
     assert Image.open(io.BytesIO(picture)).size == (1296, 518)
     assert plot_weights(sampler) == picture
+
+
+def test_the_pages_panels_show_every_weighting_in_both_colours_with_the_runs_own_first(sampler: DDIM) -> None:
+    for panel in weights_panels(sampler, "min-snr"):
+        assert panel.words.startswith(f"{panel.title}: min-snr from ")
+        for url, colour in ((panel.light, "#2b5fc4"), (panel.dark, "#84aaf5")):
+            svg = base64.b64decode(url.removeprefix("data:image/svg+xml;base64,")).decode()
+            assert all(name in svg for name in WEIGHTINGS)
+            assert colour in svg
+            assert "fill: #ffffff" not in svg, "transparent: the page's colour shows"
+    gains = {
+        "judge": {
+            "951": {"difference": 0.5, "interval": [0.25, 0.75]},
+            "1": {"difference": 2.0, "interval": [1.0, 3.0]},
+        }
+    }
+    (panel,) = gains_panels(gains)
+    assert panel.words == "Gain in judge: judge from 0.5 at timestep 951 to 2 at 1."
 
 
 def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,7 +100,7 @@ def test_the_command_draws_a_runs_gains(finished_run: Path, capsys: pytest.Captu
     picture = (finished_run / "gains.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     page = (finished_run / "report.html").read_text()
-    assert base64.b64encode(picture).decode() in page
+    assert page.count('<source media="(prefers-color-scheme: dark)"') == 2 + 3, "weights, and a gain in every metric"
     assert "figure 2a" in page
     assert "figure 2b" in page
 

@@ -47,6 +47,7 @@ SUMMARY = {
     "seed": 7,
     "steps": 8000,
     "num_pairs": 12345,
+    "num_pairs_drawn": 512000,
     "num_decided": 456,
     "accuracy": [ROW, UNKNOWN],
     "data": {
@@ -105,7 +106,17 @@ def test_the_table_has_a_line_per_timestep_with_intervals() -> None:
 def test_the_card_says_what_was_done_to_what() -> None:
     text = card()
     for words in (
-        *("# mine\n", "8000 steps", "12345 pairs", "3 of 20000 rows", "456 pairs", "Seed 7", "some GPU", "torch 2.6.0"),
+        *(
+            "# mine\n",
+            "8000 steps",
+            "12,345 labelled pairs",
+            "each seen 41.5 times",
+            "3 of 20000 rows",
+            "456 pairs",
+            "Seed 7",
+            "some GPU",
+            "torch 2.6.0",
+        ),
         *("`stable-diffusion-v1-5/stable-diffusion-v1-5`", "split validation", "```\nstepalign train-judge x\n```"),
     ):
         assert words in text

@@ -43,6 +43,7 @@ SUMMARY: dict[str, Any] = {
     "start": "a CLIP",
     "judge": "step-aware",
     "num_pairs": 30000,
+    "num_pairs_drawn": 96000,
     "num_held_out": 2000,
     "num_decided": 1915,
     "accuracy": [compared(0, -0.025, -0.035, -0.012), compared(500, 0.05, 0.02, 0.07), compared(999, 0.0, -0.1, 0.1)],
@@ -102,7 +103,8 @@ def plots(result: Page) -> list[str]:
 def test_the_lead_tells_the_training(page) -> None:
     text = page(summary=SUMMARY).text
     assert "A step-aware judge was trained with the recipe spm-miniature in 1,500 steps (8 min 32 s)," in text
-    assert "on 30,000 pairs" in text
+    assert "on 30,000 labelled pairs of images, each seen 3.2 times, and tested" in text
+    assert "on 48 of 30,000 labelled pairs" in page(summary={**SUMMARY, "num_pairs_drawn": 48}).text
     assert "1,915 held-out pairs" in text
     assert "Training begins with a CLIP . The base model" in text
     assert "A judge without timesteps was trained" in page(summary={**SUMMARY, "judge": "without timesteps"}).text
@@ -153,10 +155,10 @@ def test_a_long_training_is_thinned_out_to_means(page) -> None:
     assert "Accuracy, from" not in result.source
 
 
-def test_pairs_show_what_the_models_say_and_what_people_prefer(page) -> None:
+def test_pairs_show_what_the_models_say_and_what_is_labelled(page) -> None:
     shown = [pair(label=1.0), pair("b", 0.0), pair("c", 0.5), pair("d", NAN)]
     result = page(examples=shown)
-    for words in ("People prefer the first.", "People prefer the second.", "as good as each other", "not known"):
+    for words in ("The first is labelled", "The second is labelled", "Labelled as a tie", "not known"):
         assert result.text.count(words) == 1
     assert "start 25 % judge 88 % start 75 % judge 12 %" in result.text
     best = [figure.get("class") for figure in result.named("figure")]

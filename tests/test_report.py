@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from pages import Page, assert_self_contained, decoded, levels, pictures
 
 from stepalign import report
-from stepalign.page import LEFT, RIGHT, WIDTH
+from stepalign.page import LEFT, RIGHT, WIDTH, Panel
 
 NAN = float("nan")
 
@@ -30,7 +30,7 @@ SUMMARY: dict[str, Any] = {
     "scores": {"judge": score(21.0, 21.9, 0.7, 1.1)},
     "seconds": 191.2,
     "comparisons_trained": 9123,
-    "calls": {"sampling": 123456, "something_new": 7},
+    "calls": {"sampling_ema": 123456, "training_policy": 5, "judge_images": 6, "something_new": 7},
     "versions": {"torch": "2.13.0"},
 }
 
@@ -206,16 +206,33 @@ def test_candidates_carry_their_marks(page) -> None:
         *("candidate best", "candidate followed", "candidate worst"),
         *("candidate worst", "candidate best followed", "candidate "),
     ]
-    assert "21.50 best 21.00 went on from here 20.50 worst" in result.text
-    assert result.text.count("Pair dropped: the judge was too unsure.") == 1
+    assert "21.50 best 21.00 continued from here 20.50 worst" in result.text
+    assert result.text.count("Trained on: best against worst.") == 1
+    assert result.text.count("Dropped: the judge told the candidates too little apart.") == 1
     assert "“a red ring”" in result.text
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"pairing": "all-k"}, "Trained on: all candidates, weighted by their scores."),
+        ({"pairing": "two-random"}, "Trained on: two random candidates."),
+        ({"signal": "clean-gradient"}, "Not trained on: this run learns from the judge's gradient."),
+    ],
+)
+def test_a_step_says_what_the_run_trained_on(page, given: dict[str, str], words: str) -> None:
+    text = page(trajectory=[step()], **given).text.replace("’", "'")
+    assert words in text
+    assert "best against worst" not in text
 
 
 def test_work_is_told_in_readable_numbers(page) -> None:
     text = page().text
     assert "3 min 11 s" in text
     assert "Comparisons trained on 9,123" in text
-    assert "Denoiser calls, sampling 123,456" in text
+    assert "Network calls, sampling: the averaged model 123,456" in text
+    assert "Network calls, training: the trained model 5" in text
+    assert "Images scored by the judge 6" in text
     assert "Something new 7" in text
 
 
@@ -255,16 +272,19 @@ def test_a_failed_write_leaves_the_old_page_and_no_scraps(page, tmp_path: Path, 
 
 
 def test_the_figures_are_in_the_page_and_gains_come_and_are_replaced_later(page, tmp_path: Path) -> None:
-    first = page(weights=b"the weights", weighting="min-snr")
-    (weights,) = first.named("img")
-    assert weights["src"] == "data:image/png;base64," + base64.b64encode(b"the weights").decode()
+    weights = Panel(
+        "Weights", "of timesteps", "words", "data:image/svg+xml;base64,aaaa", "data:image/svg+xml;base64,bbbb"
+    )
+    first = page(weights=[weights], weighting="min-snr")
+    assert [image["src"] for image in first.named("img")] == [weights.light]
+    assert [source["srcset"] for source in first.named("source")] == [weights.dark], "for a dark page"
     assert "trained with min-snr" in first.text
     assert "drawn here by stepalign plot gains" in first.text
-    for gains in (b"the gains", b"newer gains"):
-        report.add_gains(tmp_path / "report.html", gains)
+    for gains in (replace(weights, light="data:,1", title="a < b"), replace(weights, light="data:,2")):
+        report.add_gains(tmp_path / "report.html", [gains])
         result = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-        sources = [image["src"] for image in result.named("img")]
-        assert sources == [weights["src"], "data:image/png;base64," + base64.b64encode(gains).decode()]
+        assert [image["src"] for image in result.named("img")] == [weights.light, gains.light]
+        assert gains.title in result.text
         assert "drawn here by" not in result.text
         assert "Work done" in result.text
 
@@ -272,5 +292,5 @@ def test_the_figures_are_in_the_page_and_gains_come_and_are_replaced_later(page,
 def test_gains_need_a_page_with_room_for_them(tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text("<html></html>")
     with pytest.raises(ValueError, match=r"report\.html has no place for the figure of gains"):
-        report.add_gains(tmp_path / "report.html", b"")
+        report.add_gains(tmp_path / "report.html", [])
     assert (tmp_path / "report.html").read_text() == "<html></html>"

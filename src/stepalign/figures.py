@@ -1,16 +1,25 @@
-"""Figures of the papers, as PNG files."""
+"""Figures of the papers, as PNG files and as panels of a page."""
 
 from __future__ import annotations
 
 import io
+import math
+from functools import partial
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 
+from stepalign import plots
 from stepalign.objectives.stepwise import Stepwise, Weighting, target_weight
+from stepalign.page import Panel, panel
 from stepalign.protocols import Sampler
 
+WEIGHTS = {
+    "a": ("Weight of the target", "a_t, of the squared distance to the target"),
+    "kappa": ("Weight of a timestep", "kappa_t, the whole weight in the loss"),
+}
+"""The two panels of the figure of weights: title and what is drawn."""
 WEIGHTINGS: tuple[Weighting, ...] = ("spo", "gradspo", "min-snr", "p2")
 
 
@@ -42,6 +51,47 @@ def plot_weights(sampler: Sampler) -> bytes:
     figure.axes[1].set_title("whole weight of a timestep in the loss", fontsize="medium")
     figure.axes[0].legend()
     return _png(figure)
+
+
+def weights_panels(sampler: Sampler, weighting: Weighting) -> list[Panel]:
+    """How every objective weighs the timesteps (GradSPO figure 2a), the run's own `weighting` first and accented."""
+    weights = timestep_weights(sampler)
+    timesteps = weights["t"]["t"]
+    panels = []
+    for key, (title, note) in WEIGHTS.items():
+        names = sorted(weights[key], key=lambda name: name != weighting)
+        curves = [_curve(name, timesteps, weights[key][name]) for name in names]
+        panels.append(panel(title, note, _words(title, curves), partial(plots.plot_by_timestep, curves, log=True)))
+    return panels
+
+
+def gains_panels(gains: dict[str, dict[str, dict[str, Any]]]) -> list[Panel]:
+    """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
+
+    `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.
+    """
+    panels = []
+    for metric, rows in gains.items():
+        name = metric.replace("_", " ")
+        points = [(float(t), row["difference"], *row["interval"]) for t, row in rows.items()]
+        curves = [plots.Series(name, points)]
+        title, note = f"Gain in {name}", "of x̂0, aligned less base on the same noise; band: 95 % interval"
+        panels.append(panel(title, note, _words(title, curves), partial(plots.plot_by_timestep, curves)))
+    return panels
+
+
+def _curve(name: str, timesteps: list[float], values: list[float]) -> plots.Series:
+    return plots.Series(name, [(t, value, math.nan, math.nan) for t, value in zip(timesteps, values, strict=True)])
+
+
+def _words(title: str, curves: list[plots.Series]) -> str:
+    """The ends of every curve, for someone who cannot see them."""
+    ends = [
+        f"{curve.name} from {curve.points[0][1]:.3g} at timestep {curve.points[0][0]:.0f} "
+        f"to {curve.points[-1][1]:.3g} at {curve.points[-1][0]:.0f}"
+        for curve in curves
+    ]
+    return f"{title}: {'; '.join(ends)}."
 
 
 def plot_gains(gains: dict[str, dict[str, dict[str, Any]]]) -> bytes:

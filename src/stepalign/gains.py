@@ -13,7 +13,7 @@ import torch
 from stepalign.assemble import Parts, assemble
 from stepalign.checkpoint import RunState, load_state, replacing, write_text
 from stepalign.config import to_plain
-from stepalign.figures import plot_gains
+from stepalign.figures import gains_panels, plot_gains
 from stepalign.held_out import sampling_of
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe, load_recipe
@@ -76,7 +76,7 @@ def measure_gains(
     with replacing(run / PICTURE) as temporary:
         temporary.write_bytes(picture)
     if (run / REPORT).is_file():
-        add_gains(run / REPORT, picture)
+        add_gains(run / REPORT, gains_panels(gains))
     return gains
 
 

@@ -31,7 +31,7 @@ from stepalign.checks import notes_on
 from stepalign.claim import Claim, claim
 from stepalign.config import to_yaml
 from stepalign.evaluate import Generated, compare
-from stepalign.figures import plot_weights
+from stepalign.figures import weights_panels
 from stepalign.file_record import record_files
 from stepalign.finite import NotFinite
 from stepalign.guard import ADAPTERS as GUARD_ADAPTERS
@@ -146,7 +146,9 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
         examples=_examples(parts.held_out, *evaluated) if evaluated else [],
         prompt=prompt,
         trajectory=trajectory,
-        weights=plot_weights(parts.sampler),
+        pairing=recipe.training.pairing,
+        signal=recipe.training.signal,
+        weights=weights_panels(parts.sampler, recipe.objective.weighting),
         weighting=recipe.objective.weighting,
     )
     text = to_json(summary, indent=2) + "\n"

@@ -35,7 +35,7 @@ from stepalign.judges.card import model_card
 from stepalign.judges.spm_files import CARD
 from stepalign.parallel import any_asked_to_stop, decided_by_main, processes
 from stepalign.prompts_cut import count_cut
-from stepalign.recipes import local_path
+from stepalign.recipes import MINIATURE, local_path
 from stepalign.resuming import finished_whole, newest_state, rows_of
 from stepalign.run_directory import (
     CHECKPOINT,
@@ -179,6 +179,7 @@ def _summarise(
         "start": public_name(recipe.judge.start),
         "judge": "step-aware" if recipe.judge.timestep_conditioning else "without timesteps",
         "num_pairs": len(parts.trainer.pairs),
+        "num_pairs_drawn": parts.trainer.num_steps * recipe.training.batch_size,
         "num_held_out": len(parts.held_out),
         "num_held_out_prompts": len(set(parts.held_out.prompts)),
         "num_decided": int((parts.held_out.label != 0.5).sum()),
@@ -187,6 +188,7 @@ def _summarise(
         "data": {
             "pairs": public_name(manifest.pairs),
             "held_out": parts.held_out_name,
+            "labels": _labelled_by(recipe.data),
             "num_rows": manifest.num_rows,
             "num_unlabelled": manifest.num_unlabelled,
             "num_skipped": len(manifest.skipped),
@@ -203,6 +205,13 @@ def _summarise(
             device=parts.model.device,
         ),
     }
+
+
+def _labelled_by(data: PairData) -> str:
+    """Where the training pairs' labels come from, in words."""
+    if data.relabel_with is not None:
+        return public_name(data.relabel_with)
+    return "oracles that measure the miniature's images" if data.pairs == MINIATURE else "the data set"
 
 
 def _save_judge(recipe: JudgeRecipe, parts: JudgeParts, folder: Path, summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The report of a judge's training: one HTML page on how well it tells what people prefer, at every noise level."""
+"""The report of a judge's training: one HTML page on its agreement with labels at every noise level."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from stepalign.judges.card import trained_on
 from stepalign.page import (
     THUMBNAIL,
     Chart,
+    Panel,
     chart,
-    data_url,
     difference_row,
     duration,
     finite,
     fixed,
     is_number,
+    panel,
     picture,
     round_numbers,
     scale,
@@ -31,7 +33,7 @@ from stepalign.run_directory import timing_of
 
 CURVES = (
     ("loss", "Loss", "of the training pairs", False),
-    ("accuracy", "Accuracy", "training pairs ordered as people do", True),
+    ("accuracy", "Accuracy", "training pairs ordered as labelled", True),
     ("grad_norm", "Gradient norm", "before it is clipped", False),
     ("learning_rate", "Learning rate", "of the optimizer", False),
 )
@@ -51,7 +53,7 @@ class JudgedStep:
     images: Float[Tensor, "2 3 h w"]
     """The decoded x̂0 of both as the judge sees them, in [0, 1]."""
     start: float
-    """The probability that people prefer the first, by the model that training began with."""
+    """The probability that the first is preferred, by the model that training began with."""
     judge: float
     """The same by the trained judge."""
 
@@ -62,7 +64,7 @@ class JudgedPair:
 
     prompt: str
     label: float
-    """1 when people prefer the first picture, 0 when the second, .5 for a tie."""
+    """1 when the first image is labelled as preferred, 0 when the second, .5 for a tie."""
     steps: list[JudgedStep]
     """From low noise to high."""
 
@@ -89,9 +91,8 @@ def write_judge_report(
         "title": title,
         "recipe": recipe,
         "summary": summary,
-        "counts": {
-            key: fixed(summary[key], 0) for key in ("steps", "num_pairs", "num_decided") if is_number(summary.get(key))
-        },
+        "trained_on": trained_on(summary),
+        "counts": {key: fixed(summary[key], 0) for key in ("steps", "num_decided") if is_number(summary.get(key))},
         "duration": duration(seconds) if is_number(seconds := timing_of(summary).get("seconds")) else None,
         "accuracy": _accuracy_rows(accuracy),
         "plots": _plots(accuracy, summary.get("reliability") or {}),
@@ -131,26 +132,26 @@ def _share_lines(measured: dict[str, Any]) -> list[str]:
     return [*lines, f"{fixed(low, 1)} to {fixed(high, 1)}"] if len(finite([low, high])) == 2 else lines
 
 
-def _plots(accuracy: list[dict[str, Any]], reliability: dict[str, Any]) -> list[dict[str, str]]:
-    """The plots there are numbers for: title, note, the numbers in words, and a URL for a light and a dark page."""
+def _plots(accuracy: list[dict[str, Any]], reliability: dict[str, Any]) -> list[Panel]:
+    """The plots there are numbers for."""
     from stepalign import plots  # brings matplotlib, which is slow to load and needed only here
 
     drawn = []
     rows = [[{"timestep": row["timestep"], **(row.get(model) or {})} for row in accuracy] for model in MODELS]
     points = [_points(row, "timestep", "accuracy") for row in rows]
     if any(points):
-        title, note = "Accuracy over noise", "share of the held-out pairs ordered as people do"
+        title, note = "Accuracy over noise", "share of the held-out pairs ordered as labelled"
         words = _in_words(MODELS, points, lambda x, share: f"{_percent(share, 1)} at timestep {x:.0f}")
         plot = partial(plots.plot_accuracy, *map(plots.Series, MODELS, points))
-        drawn.append({"title": title, "note": note, "words": f"{title}. {words}", **_both_colours(plot)})
+        drawn.append(panel(title, note, f"{title}. {words}", plot))
     models = [reliability.get(model) or {} for model in MODELS]
     points = [_points(model.get("bins") or [], "probability", "frequency") for model in models]
     if any(points):
-        title, note = "Reliability", "over all timesteps; on the dotted line, people agree as often as predicted"
+        title, note = "Reliability", "over all timesteps; on the dotted line, labels agree as often as predicted"
         names = [_with_error(name, model.get("error")) for name, model in zip(MODELS, models, strict=True)]
         words = _in_words(names, points, lambda x, share: f"{_percent(share, 1)} at {_percent(x, 1)}")
         plot = partial(plots.plot_reliability, *map(plots.Series, names, points))
-        drawn.append({"title": title, "note": note, "words": f"{title}. {words}", **_both_colours(plot)})
+        drawn.append(panel(title, note, f"{title}. {words}", plot))
     return drawn
 
 
@@ -175,11 +176,6 @@ def _in_words(
     return "; ".join(f"{name}: {text}" for name, text in zip(names, told, strict=True)) + "."
 
 
-def _both_colours(plot: Callable[..., bytes]) -> dict[str, str]:
-    """A plot as two URLs, for a light page and for a dark one."""
-    return {name: data_url(plot(dark=name == "dark"), kind="image/svg+xml") for name in ("light", "dark")}
-
-
 def _stride(rows: list[dict[str, Any]]) -> int:
     """How many neighbouring rows become one point of a curve."""
     return max(1, math.ceil(len(rows) / MOST_POINTS))
@@ -201,7 +197,7 @@ def _curves(rows: list[dict[str, Any]]) -> list[Chart]:
 
 
 def _pair(example: JudgedPair) -> dict[str, Any]:
-    """One example as the template shows it: whom people prefer, and per timestep both pictures with their odds."""
+    """One example as the template shows it: the preferred image, and both images' probabilities per timestep."""
     preferred = None
     if is_number(example.label):
         preferred = "tie" if example.label == 0.5 else "first" if example.label > 0.5 else "second"
@@ -226,6 +222,7 @@ def _data_facts(summary: dict[str, Any], data: dict[str, Any]) -> list[tuple[str
     """What is known of the data, as names and values."""
     counted = [
         ("Training pairs", summary.get("num_pairs")),
+        ("Pairs seen in training, with repeats", summary.get("num_pairs_drawn")),
         ("Held-out pairs", summary.get("num_held_out")),
         ("Held-out pairs without a tie", summary.get("num_decided")),
         ("Rows read", data.get("num_rows")),
@@ -233,6 +230,7 @@ def _data_facts(summary: dict[str, Any], data: dict[str, Any]) -> list[tuple[str
         ("Rows without a label, left out", data.get("num_unlabelled")),
     ]
     named = [("Training pairs come from", data.get("pairs")), ("Held-out pairs come from", data.get("held_out"))]
+    named += [("Labels come from", data.get("labels"))]
     facts = [(name, str(value)) for name, value in named if value]
     facts += [(name, fixed(value, 0)) for name, value in counted if is_number(value)]
     size = data.get("cache_bytes")

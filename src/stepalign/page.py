@@ -7,7 +7,7 @@ import io
 import itertools
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -172,6 +172,25 @@ def picture(pixels: Float[Tensor, "3 h w"], *, limit: int | None = None) -> dict
     return {"source": source, "width": image.width, "height": image.height, "small": max(image.size) < SMALL}
 
 
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A plot with its words, for a light and a dark page."""
+
+    title: str
+    note: str
+    words: str
+    """What it shows, for someone who cannot see it."""
+    light: str
+    dark: str
+    """Data URLs of SVG files."""
+
+
+def panel(title: str, note: str, words: str, plot: Callable[..., bytes]) -> Panel:
+    """A panel with what `plot(dark=...)` draws."""
+    light, dark = (data_url(plot(dark=dark), kind="image/svg+xml") for dark in (False, True))
+    return Panel(title, note, words, light, dark)
+
+
 def data_url(data: bytes, *, kind: str) -> str:
     """A file of a MIME type as a URL that holds all of it."""
     return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")
@@ -222,10 +241,7 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
 
     Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
     """
-    loader, strict = jinja2.PackageLoader("stepalign"), jinja2.StrictUndefined
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True)
-    environment.globals["frame"] = FRAME
-    page = environment.get_template(template).render(values)
+    page = _templates().get_template(template).render(values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         # A prompt may hold a lone surrogate, which UTF-8 cannot say; the browser shows the reference as U+FFFD.
@@ -233,3 +249,15 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def panels_html(panels: list[Panel]) -> str:
+    """Panels as a page shows them."""
+    return str(_templates().get_template("macros.html.j2").module.graphs(panels))  # type: ignore[attr-defined]
+
+
+def _templates() -> jinja2.Environment:
+    loader, strict = jinja2.PackageLoader("stepalign"), jinja2.StrictUndefined
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True)
+    environment.globals["frame"] = FRAME
+    return environment

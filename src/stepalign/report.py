@@ -13,14 +13,15 @@ from stepalign.checkpoint import write_text
 from stepalign.page import (
     THUMBNAIL,
     Chart,
+    Panel,
     chart,
-    data_url,
     decimals,
     difference_row,
     duration,
     finite,
     fixed,
     is_number,
+    panels_html,
     picture,
     spread,
     write_page,
@@ -38,6 +39,14 @@ CURVES = (
     ("kept", "Pools kept", "candidate pools that gave a comparison", True),
 )
 """Key of a row of rounds, the curve's title, what is drawn, whether the value is a fraction shown in percent."""
+
+ROLES = {"policy": "the trained model", "ema": "the averaged model", "reference": "the reference model"}
+COUNTS = {
+    "judge_images": "Images scored by the judge",
+    "judge_texts": "Texts encoded by the judge",
+    "base_texts": "Texts encoded by the base model",
+}
+"""Counters of the summary in words, where they are not a phase and a role."""
 
 GAINS_START, GAINS_END = "<!-- gains -->", "<!-- /gains -->"
 """Around the figure of gains in the page, or the words that stand for it."""
@@ -83,13 +92,16 @@ def write_report(
     examples: list[Example],
     prompt: str,
     trajectory: list[TrajectoryStep],
-    weights: bytes | None = None,
+    pairing: str = "best-worst",
+    signal: str = "candidates",
+    weights: list[Panel] | None = None,
     weighting: str = "",
 ) -> None:
     """Write the self-contained page of a run to `path`, replacing it in one step.
 
     Pictures are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
-    `weights` the PNG of `figures.plot_weights`, `weighting` the run's own.
+    `pairing` and `signal` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
+    own.
     Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
     """
     scores = summary.get("scores", {})
@@ -108,28 +120,52 @@ def write_report(
         "charts": _curves(rounds),
         "prompt": prompt,
         "trajectory": [_step_row(step, digits=step_digits) for step in trajectory],
-        "weights": None if weights is None else data_url(weights, kind="image/png"),
+        "trained": _trained_words(pairing, signal),
+        "calls": [(call_words(name), f"{count:,}") for name, count in (summary.get("calls") or {}).items()],
+        "weights": weights,
         "weighting": weighting,
     }
     write_page(path, "report.html.j2", values)
 
 
-def add_gains(path: Path, png: bytes) -> None:
-    """Put the figure of gains by timestep into a run's report, in place of the one that was there.
+def add_gains(path: Path, panels: list[Panel]) -> None:
+    """Put the panels of gains by timestep into a run's report, in place of those that were there.
 
-    Raises ValueError when the page has no room for it, as one of an older version.
+    Raises ValueError when the page has no room for them, as one of an older version.
     """
     page = path.read_text(encoding="utf-8")
     before, start, rest = page.partition(GAINS_START)
     _, end, after = rest.partition(GAINS_END)
     if not (start and end):
         raise ValueError(f"{path} has no place for the figure of gains; it was written by an older version")
-    figure = (
-        f'<figure class="card drawing"><img src="{data_url(png, kind="image/png")}" alt="Each metric\'s gain over the '
-        'timestep, with its interval">\n<figcaption>What training changed in x̂0 at each timestep, aligned less base on '
-        "the same noise, with 95 % intervals over held-out prompts (GradSPO, figure 2b).</figcaption></figure>"
+    words = (
+        '<p class="soft">What training changed in x̂0 at each timestep, aligned less base on the same noise, with 95 % '
+        "intervals over held-out prompts (GradSPO, figure 2b).</p>"
     )
-    write_text(path, f"{before}{start}\n{figure}\n{end}{after}")
+    write_text(path, f"{before}{start}\n{words}\n{panels_html(panels)}\n{end}{after}")
+
+
+def call_words(name: str) -> str:
+    """A counter of work in words: `sampling_ema` is "Network calls, sampling: the averaged model"."""
+    if name in COUNTS:
+        return COUNTS[name]
+    phase, _, role = name.rpartition("_")
+    if phase and role in ROLES:
+        return f"Network calls, {phase}: {ROLES[role]}"
+    return name.replace("_", " ").capitalize()
+
+
+def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
+    """What became of a step's candidates, when the judge told them apart and when it did not."""
+    if signal == "clean-gradient":
+        words = "Not trained on: this run learns from the judge's gradient."
+        return words, words
+    dropped = "Dropped: the judge told the candidates too little apart."
+    return {
+        "best-worst": "Trained on: best against worst.",
+        "all-k": "Trained on: all candidates, weighted by their scores.",
+        "two-random": "Trained on: two random candidates.",
+    }[pairing], dropped
 
 
 def _score_row(name: str, row: dict[str, Any], *, digits: int) -> dict[str, Any]:

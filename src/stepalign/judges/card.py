@@ -14,7 +14,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
 
     `recipe` is the training's recipe as YAML, `summary` its summary.json.
     """
-    data, steps = summary["data"], summary["steps"]
+    data, steps, seen = summary["data"], summary["steps"], trained_on(summary)
     metadata = {"library_name": "stepalign", "tags": ["step-aware-preference-model", "text-to-image", "reward-model"]}
     links = {"base_model": summary["start"], "datasets": data["pairs"].partition(" ")[0].rstrip(",").partition("@")[0]}
     metadata |= {key: [value] for key, value in links.items() if is_hub_id(value)}
@@ -30,7 +30,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
         f"{data['held_out']}, ties left out, 95 % intervals), next to `{summary['start']}`, the model training began "
         "with, on the same noisy inputs.",
         _accuracy_table(summary["accuracy"]),
-        f"## Training\n\n{steps} steps on {summary['num_pairs']} pairs of {data['pairs']}; {data['num_skipped']} of "
+        f"## Training\n\n{steps} steps {seen} ({data['pairs']}); {data['num_skipped']} of "
         f"{data['num_rows']} rows could not be read. Seed {summary['seed']}, {summary['timing']['device']}, "
         + ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
         + ".",
@@ -38,6 +38,21 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
         f"<details><summary>The recipe</summary>\n\n```yaml\n{recipe}```\n\n</details>",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def trained_on(summary: dict[str, Any]) -> str:
+    """Which pairs a training saw, in words: its steps may draw fewer than there are, or each of them many times.
+
+    A summary without `num_pairs_drawn`, of an older version, only says how many pairs there were.
+    """
+    num, drawn = summary.get("num_pairs"), summary.get("num_pairs_drawn")
+    if not num:
+        return ""
+    if drawn is None:
+        return f"on {num:,} labelled pairs of images"
+    if drawn < num:
+        return f"on {drawn:,} of {num:,} labelled pairs of images"
+    return f"on {num:,} labelled pairs of images, each seen {drawn / num:.3g} times"
 
 
 def _accuracy_table(rows: list[dict[str, Any]]) -> str:
