@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from test_generation import PROMPTS, choose, levels_apart, pictures
 
 from stepalign import generation as module
+from stepalign.claim import Claim
 from stepalign.generation import generate_folder
 from stepalign.manifest import ImageRow, read_manifest
 from stepalign.models.base import BaseModel
@@ -47,14 +48,8 @@ def finished(tiny_sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture
-def folder(finished: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
-    return shutil.copytree(finished, tmp_path / "copy")
-
-
-def no_model(*_: object) -> BaseModel:
-    raise AssertionError("nothing is to be loaded")
+def nothing(*_: object) -> BaseModel:
+    raise AssertionError("nothing is to be loaded or generated")
 
 
 # What is in it
@@ -63,7 +58,7 @@ def no_model(*_: object) -> BaseModel:
 def test_the_files_are_a_manifest_a_record_and_a_picture_per_row(finished: Path) -> None:
     files = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     names = [f"images/0000{p}-{n}.png" for p in range(3) for n in range(2)]
-    assert files == sorted(["generation.json", "manifest.jsonl", *names])
+    assert files == sorted(["files.json", "generation.json", "manifest.jsonl", "stepalign.json", *names])
     assert read_manifest(finished) == [
         ImageRow(p, n, PROMPTS[p], f"images/0000{p}-{n}.png", 0, None) for p in range(3) for n in range(2)
     ]
@@ -131,15 +126,15 @@ def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: 
     with pytest.raises(KeyboardInterrupt):
         generate_folder(choice, PROMPTS, tmp_path, watcher=stopped_after(4))
     assert not (tmp_path / "manifest.jsonl").exists()
-    assert not json.loads((tmp_path / "generation.json").read_text())["finished"]
+    assert not (tmp_path / "generation.json").exists()
     cut, kept = tmp_path / "images/00000-1.png", tmp_path / "images/00000-0.png"
     cut.write_bytes(cut.read_bytes()[:-40])
     (tmp_path / "images/.00002-0.png.12345.tmp").write_bytes(b"half a picture")
     before, listener = kept.stat().st_mtime_ns, Listener()
     record = generate_folder(choice, PROMPTS, tmp_path, watcher=listener)
-    assert listener.notes == ["3 of 6 pictures are there; drawing the others"]
+    assert listener.notes == ["3 of 6 images are there; generating the others"]
     assert listener.progress == [(3, 3)]
-    assert record["num_kept"] == 3
+    assert record["timing"]["num_kept"] == 3
     assert kept.stat().st_mtime_ns == before
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
         Path(row.file).name for row in read_manifest(finished)
@@ -151,21 +146,12 @@ def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: 
 def test_a_finished_folder_is_returned_from_anywhere_at_any_batch_size(
     finished: Path, tiny_sd_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "base_model", no_model)
+    monkeypatch.setattr(module, "_draw", nothing)
     record = json.loads((finished / "generation.json").read_text())
     assert generate_folder(choose(tiny_sd_folder), PROMPTS, finished) == record
-    faster = choose(tiny_sd_folder, batch_size=1, base=FrozenModel(guidance_scale=3.0, max_batch=3))
-    assert generate_folder(faster, PROMPTS, finished) == record
     monkeypatch.chdir(tiny_sd_folder.parent)
-    assert generate_folder(choose(Path(tiny_sd_folder.name)), PROMPTS, finished) == record
-
-
-def test_a_picture_lost_from_a_finished_folder_is_drawn_again(
-    folder: Path, finished: Path, tiny_sd_folder: Path
-) -> None:
-    (folder / "images/00001-1.png").unlink()
-    assert generate_folder(choose(tiny_sd_folder), PROMPTS, folder)["num_kept"] == 5
-    assert levels_apart(pictures(folder)[1, 1], pictures(finished)[1, 1]) <= 1
+    base = FrozenModel(guidance_scale=3.0, max_batch=3)
+    assert generate_folder(choose(Path(tiny_sd_folder.name), batch_size=1, base=base), PROMPTS, finished) == record
 
 
 # Whose it is
@@ -181,14 +167,15 @@ def test_a_picture_lost_from_a_finished_folder_is_drawn_again(
         ({"base": FrozenModel(guidance_scale=4.0)}, "base.guidance_scale is 3.0, this call's 4.0"),
         ({"base": FrozenModel(guidance_scale=3.0, resolution=(64, 32))}, r"base.resolution is None, .* \[64, 32\]"),
         ({"unet": "owner/name"}, "unet is None, this call's 'owner/name'"),
-        ({"model": "miniature"}, "model is '.*', this call's 'miniature'"),
+        ({"adapters": ("LORA:0.5",)}, "num_adapters is 0, this call's 1"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused(
     changes: dict[str, Any], field: str, finished: Path, tiny_sd_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "base_model", no_model)
-    with pytest.raises(ValueError, match=rf"^output: .* other settings: its {field}; give another directory"):
+    monkeypatch.setattr(module, "base_model", nothing)
+    monkeypatch.setattr(module, "adapter_digest", lambda name: "0")
+    with pytest.raises(ValueError, match=rf"^output: .* is another run's: its {field}; give another directory"):
         generate_folder(choose(tiny_sd_folder, **changes), PROMPTS, finished)
 
 
@@ -197,13 +184,6 @@ def test_a_folder_of_other_prompts_or_categories_is_refused(finished: Path, tiny
     for prompts, categories in ((["a cat", "a dog", "a cat"], None), (PROMPTS[:2], None), (PROMPTS, ["a", "b", "c"])):
         with pytest.raises(ValueError, match=r"^output: .* its prompts is '"):
             generate_folder(choice, prompts, finished, categories=categories)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"seed": 0}', '{"settings": 3}'])
-def test_a_record_that_cannot_be_read_is_refused(content: str, folder: Path, tiny_sd_folder: Path) -> None:
-    (folder / "generation.json").write_text(content)
-    with pytest.raises(ValueError, match=r"^output: .*generation.json is damaged; give a new or empty directory"):
-        generate_folder(choose(tiny_sd_folder), PROMPTS, folder)
 
 
 def test_what_is_no_folder_of_pictures_is_refused(tiny_sd_folder: Path, tmp_path: Path) -> None:
@@ -223,42 +203,41 @@ def test_what_is_no_folder_of_pictures_is_refused(tiny_sd_folder: Path, tmp_path
 
 @dataclass
 class Process:
-    """A place among several, which can do something where it waits."""
+    """A place among two."""
 
     process_index: int
     num_processes: int = 2
-    at_barrier: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def is_main_process(self) -> bool:
         return self.process_index == 0
 
-    def wait_for_everyone(self) -> None:
-        if self.at_barrier:
-            self.at_barrier.pop(0)()
+    def wait_for_everyone(self) -> None: ...
 
 
-def test_processes_share_the_pictures_and_the_main_one_writes_the_manifest(
+def test_processes_share_the_images_and_the_main_one_writes_the_manifest(
     finished: Path, tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other process does all of its work while the main one, its settings written, waits to begin."""
-    choice, seen = replace(choose(tiny_sd_folder), num_images=2), {}
-    listeners = Listener(), Listener()
-
-    def other() -> None:
-        assert (tmp_path / "generation.json").is_file()
-        monkeypatch.setattr(module, "processes", lambda: Process(1))
-        seen["returned"] = generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[1])
-        seen["drawn"] = sorted(path.name for path in (tmp_path / "images").iterdir())
-        seen["manifest"] = (tmp_path / "manifest.jsonl").exists()
-        monkeypatch.setattr(module, "processes", lambda: main)
-
-    main = Process(0, at_barrier=[other])
-    monkeypatch.setattr(module, "processes", lambda: main)
-    record = generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[0])
-    assert seen == {"returned": {}, "drawn": ["00000-1.png", "00001-1.png", "00002-1.png"], "manifest": False}
+    """The other process does all of its work before the main one, which holds the lock and decides what is missing."""
+    choice, listeners = choose(tiny_sd_folder), (Listener(), Listener())
+    missing = [f"images/0000{p}-{n}.png" for p in range(3) for n in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "processes", lambda: Process(1))
+        patch.setattr(module, "claim", lambda *_, **__: nullcontext(Claim(tmp_path, False)))
+        patch.setattr("stepalign.claim.decided_by_main", lambda decide: None)
+        patch.setattr(module, "decided_by_main", lambda decide: missing)
+        assert generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[1]) == {}
+    made = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert made == ["00000-1.png", "00001-1.png", "00002-1.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    monkeypatch.setattr(module, "processes", lambda: Process(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "claim", lambda *_, **__: nullcontext(Claim(tmp_path, False)))
+        patch.setattr("stepalign.claim.decided_by_main", lambda decide: None)
+        patch.setattr(module, "decided_by_main", lambda decide: missing)
+        record = generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[0])
     assert [listener.progress for listener in listeners] == [[(3, 3)], [(3, 3)]]
-    assert (record["num_processes"], record["num_pictures"], record["num_kept"]) == (2, 6, 0)
+    assert (record["timing"]["num_processes"], record["num_pictures"], record["timing"]["num_kept"]) == (2, 6, 0)
     ours, theirs = pictures(tmp_path), pictures(finished)
     assert ours.keys() == theirs.keys()
     assert max(levels_apart(ours[key], theirs[key]) for key in theirs) <= 1

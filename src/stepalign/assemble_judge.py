@@ -62,35 +62,67 @@ class JudgeParts:
     """The text encoders that prompts go through, by name."""
 
 
-def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
-    """Load and check everything a recipe names and make its data ready; raises ValueError with what to do."""
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a judge's recipe names, before its pairs are encoded."""
+
+    source: PairSource
+    held_out: PairSource | None
+    spm: StepAwarePreferenceModel
+    tokenizer: CLIPTokenizer
+    model: BaseModel
+    label: Labeller | None
+    readers: dict[str, Reader]
+    """The labeller's text encoder, if there is one."""
+    encoders: Identity
+    """Of the base model, which encodes pairs."""
+    labeller: Identity
+    identity: Identity
+    """Of all."""
+
+
+def judge_identity(recipe: JudgeRecipe) -> Identity:
+    """The identity of all that a recipe names, as `JudgeParts.identity` has it, without encoding any pair."""
+    return _load(recipe).identity
+
+
+def _load(recipe: JudgeRecipe) -> _Loaded:
     data, evaluation = recipe.data, recipe.evaluation
     check_base(recipe.model, recipe.base)
     check_folder(data.relabel_with, "data.relabel_with")
-    source = _source("data.pairs", data.pairs, data.split, data.streaming, data.num_rows)
-    own = None
+    source, own = _source("data.pairs", data.pairs, data.split, data.streaming, data.num_rows), None
+    pairs = {"pairs": source.fingerprint}
     if evaluation.pairs is not None:
         own = _source("evaluation.pairs", evaluation.pairs, evaluation.split, data.streaming, evaluation.num_pairs)
+        pairs["held-out pairs"] = own.fingerprint
     spm, tokenizer, start = _start(recipe)
     model = base_model(recipe.model, recipe.base)
-    guided = guided_network(model, recipe.base)
-    relabel, labeller_identity, relabel_reader = _relabel(data)
+    label, labeller, readers = _relabel(data)
     base = base_identity(model)
-    identity = base | start | labeller_identity | {"pairs": source.fingerprint}
-    pairs, manifest = _prepared(source, data, model, relabel, base | labeller_identity, watcher)
-    if own is None:
+    identity = base | start | labeller | pairs
+    return _Loaded(source, own, spm, tokenizer, model, label, readers, base, labeller, identity)
+
+
+def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
+    """Load and check everything a recipe names and make its data ready; raises ValueError with what to do."""
+    data, evaluation, loaded = recipe.data, recipe.evaluation, _load(recipe)
+    model = loaded.model
+    guided = guided_network(model, recipe.base)
+    made_by = loaded.encoders | loaded.labeller
+    pairs, manifest = _prepared(loaded.source, data, model, loaded.label, made_by, watcher)
+    if loaded.held_out is None:
         pairs, held_out = split_by_prompt(pairs, share=evaluation.share, seed=recipe.seed)
         name = f"{evaluation.share:.1%} of the prompts of {public_name(manifest.pairs)}"
     else:
-        held_out, other = _prepared(own, data, model, None, base, watcher)
-        identity["held-out pairs"] = own.fingerprint
+        held_out, other = _prepared(loaded.held_out, data, model, None, loaded.encoders, watcher)
         name = public_name(other.pairs)
     held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
     seen_through = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
-    scorer = JudgeScorer(spm.to(processes().device), tokenizer, seen_through, precision=recipe.training.precision)
+    spm, precision = loaded.spm.to(processes().device), recipe.training.precision
+    scorer = JudgeScorer(spm, loaded.tokenizer, seen_through, precision=precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
-    readers = text_readers(model.pipeline) | {"the judge": scorer.num_cut} | relabel_reader
-    return JudgeParts(model, scorer, trainer, held_out, manifest, name, identity, readers)
+    readers = text_readers(model.pipeline) | {"the judge": scorer.num_cut} | loaded.readers
+    return JudgeParts(model, scorer, trainer, held_out, manifest, name, loaded.identity, readers)
 
 
 def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[PreparedPairs, PreparedPairs]:

@@ -47,6 +47,8 @@ class Owner:
     """Of settings that an older version's directory does not mention."""
     free: frozenset[str] = frozenset()
     """Settings, with dots, that decide no result and may differ."""
+    by_content: frozenset[str] = frozenset()
+    """Settings that name parts by where they lie; where the marker has digests of the parts, these are compared."""
     legacy: Callable[[Path], dict[str, Any] | None] = lambda output: None
     """Settings of a directory from before there were markers; None for one of something else."""
     noun: str = "recipe"
@@ -60,6 +62,8 @@ class Claim:
     output: Path
     adopted: bool
     """Whether it is of a version that wrote no marker."""
+    moved: str = ""
+    """Which parts are named by another place than before, for messages."""
 
     def identify(self, identity: dict[str, str]) -> None:
         """Compare digests of parts, by name, with those the directory began with, and add those it does not have yet.
@@ -72,7 +76,7 @@ class Claim:
         path = self.output / MARKER
         marker = json.loads(path.read_text(encoding="utf-8"))
         theirs: dict[str, str] = marker["identity"]
-        refuse_differences(identity, theirs, whose=f"{self.output} was begun with")
+        refuse_differences(identity, theirs, whose=f"{self.output} was begun with{self.moved}")
         if identity.keys() - theirs.keys():
             _write(path, marker | {"identity": theirs | identity})
 
@@ -86,9 +90,9 @@ def claim(output: Path, owner: Owner, *, tell: Note = lambda message: None, lock
     written, that is removed as well. `tell` takes notes for the user; `lock` names the lock's file.
     """
     held = _Held(output, lock)
-    adopted = decided_by_main(lambda: held.take(owner, tell))
+    adopted, moved = decided_by_main(lambda: held.take(owner, tell))
     try:
-        yield Claim(output, adopted)
+        yield Claim(output, adopted, moved)
     except BaseException:
         if processes().is_main_process:
             held.release(failed=True)
@@ -127,8 +131,11 @@ class _Held:
         self._folders: list[Path] = []
         """Created for the directory, innermost first."""
 
-    def take(self, owner: Owner, tell: Note) -> bool:
-        """Lock the directory and write its marker unless it has one; returns whether it is of an older version."""
+    def take(self, owner: Owner, tell: Note) -> tuple[bool, str]:
+        """Lock the directory and write its marker unless it has one.
+
+        Returns whether it is of an older version, and which parts are named by another place than before.
+        """
         output = self._output
         for path in (output, *output.parents):
             if path.exists() and not path.is_dir():
@@ -148,18 +155,17 @@ class _Held:
             raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
         try:
             theirs = _recognise(output, owner)
-            if theirs is not None:
-                _compare(output, owner, theirs, tell)
+            moved = "" if theirs is None else _compare(output, owner, theirs, tell)
             remove_leftovers(output)
             if marker_of(output) is not None:
-                return False
+                return False, moved
             if (output / MARKER).exists():
                 tell(f"{output / MARKER} is damaged, and written anew")
             directory, settings = str(output.resolve()), json.loads(json.dumps(owner.settings))
             marker = {"kind": owner.kind, "version": version("stepalign"), "directory": directory}
             self._marked = theirs is None
             _write(output / MARKER, marker | {"settings": settings, "identity": {}})
-            return theirs is not None
+            return theirs is not None, moved
         except BaseException:
             self.release(failed=True)
             raise
@@ -225,8 +231,11 @@ def _recognise(output: Path, owner: Owner) -> dict[str, Any] | None:
     return None
 
 
-def _compare(output: Path, owner: Owner, theirs: dict[str, Any], tell: Note) -> None:
-    """Raise ValueError, naming a setting, unless those that both know are equal, as paths here or from there."""
+def _compare(output: Path, owner: Owner, theirs: dict[str, Any], tell: Note) -> str:
+    """Raise ValueError, naming a setting, unless those that both know are equal, as paths here or from there.
+
+    Returns, for messages, which parts known by content are named by another place.
+    """
     here = str(output.resolve())
     there = theirs["directory"] or here
     ours, usual = (_flat(json.loads(json.dumps(values))) for values in (owner.settings, owner.defaults))
@@ -235,12 +244,16 @@ def _compare(output: Path, owner: Owner, theirs: dict[str, Any], tell: Note) -> 
     if unknown:
         tell(f"{output} is of another version: {', '.join(sorted(unknown))} of its {owner.noun} is ignored")
     known = usual | kept
+    moved = []
     for key in sorted(ours.keys() & known.keys() - owner.free):
-        if known[key] != ours[key] and relative(known[key], there) != relative(ours[key], here):
-            raise ValueError(
-                f"output: {output} is another run's: its {key} is {known[key]!r}, this {owner.noun}'s {ours[key]!r}; "
-                "give another directory"
-            )
+        if known[key] == ours[key] or relative(known[key], there) == relative(ours[key], here):
+            continue
+        differs = f"its {key} is {known[key]!r}, this {owner.noun}'s {ours[key]!r}"
+        if key in owner.by_content and theirs["identity"] and None not in (known[key], ours[key]):
+            moved.append(differs)
+        else:
+            raise ValueError(f"output: {output} is another run's: {differs}; give another directory")
+    return f" ({'; '.join(moved)})" if moved else ""
 
 
 def _is_blank(output: Path) -> bool:

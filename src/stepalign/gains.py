@@ -12,9 +12,11 @@ import torch
 
 from stepalign.assemble import Parts, assemble
 from stepalign.checkpoint import RunState, load_state, replacing, write_text
+from stepalign.claim import marker_of
 from stepalign.config import to_plain
 from stepalign.figures import gains_panels, plot_gains
 from stepalign.held_out import sampling_of
+from stepalign.identity import refuse_differences
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.report import add_gains
@@ -44,6 +46,7 @@ def measure_gains(
             raise ValueError(f"run: {run} has no {file}; give the directory of a run")
     recipe = load_recipe(str(run / RECIPE))
     parts = assemble(recipe)
+    refuse_differences(parts.identity, (marker_of(run) or {}).get("identity", {}), whose=f"{run} was trained with")
     parts.trainer.restore(load_state(run / CHECKPOINT, RunState))
     prompts = parts.held_out[:num_prompts]
     if len(set(prompts)) < 2:

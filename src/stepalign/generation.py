@@ -1,17 +1,10 @@
-"""Pictures of prompts, drawn into a folder that says how they were drawn.
-
-images/00012-0.png   picture 0 of prompt 12
-manifest.jsonl       a row per picture, once all are there; `manifest.py` reads it
-generation.json      the settings, written before the first picture; then what drew them and how long it took
-"""
+"""Images of prompts, generated into a folder that says how; its files are listed in `generation_folder.py`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -23,32 +16,38 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.assemble import base_model, guided_network, precision_of
-from stepalign.checkpoint import replacing, write_text
+from stepalign.checkpoint import replacing
 from stepalign.checks import check_base, check_folder, check_prompts, is_miniature, notes_on_prompts
+from stepalign.claim import claim
 from stepalign.config import require, to_plain
 from stepalign.finite import NotFinite
-from stepalign.images import open_image
-from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
+from stepalign.generation_folder import (
+    IMAGES,
+    finish_folder,
+    folder_owner,
+    images_to_generate,
+    read_record,
+    rows_digest,
+)
+from stepalign.identity import Identity, hub_revision
+from stepalign.manifest import ImageRow
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.models.adapters import adapter_digest, load_adapters, split_scale
 from stepalign.models.base import BaseModel, text_readers
+from stepalign.models.identity import adapters_identity, base_identity
 from stepalign.models.unet import replace_unet
-from stepalign.parallel import processes
-from stepalign.parsing import parse_json, read_text
+from stepalign.parallel import decided_by_main, processes
 from stepalign.policy import GuidedNetwork
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import FrozenModel, local_path
 from stepalign.rollout import sample
-from stepalign.run_directory import Silence, Watcher, device_name, require_writable, versions
+from stepalign.run_directory import Silence, Watcher, device_name, versions
 from stepalign.sampler import DDIM
 from stepalign.seeding import PromptNoise, Purpose, generator_for
 from stepalign.stopping import check_stop, finishing
 
-IMAGES = "images"
 BATCHES_ENCODED = 8
 """How many batches' worth of prompts are encoded at once, and forgotten when they are drawn."""
-NOT_IN_THE_PICTURE = ("batch_size", "base.max_batch")
-"""Settings that decide how fast pictures are drawn, not which ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +91,7 @@ class _Drawing:
     model: BaseModel
     guided: GuidedNetwork
     sampler: DDIM
+    identity: Identity
 
 
 def generate_folder(
@@ -104,13 +104,14 @@ def generate_folder(
 ) -> dict[str, Any]:
     """Draw pictures of prompts into a folder and return what generation.json says.
 
-    Picture n of prompt p comes from a generator of its own, so batch size, number of processes and interruptions
-    change a picture by rounding at most. The same call on an unfinished folder keeps the pictures that can be read and
-    draws the others; on a finished one it draws nothing. Several processes share the pictures; those that are not
-    the main one return an empty dict.
+    Image n of prompt p comes from a generator of its own, so batch size, number of processes and interruptions change
+    an image by rounding at most. The same call on an unfinished folder keeps the images that can be read and generates
+    the others; on a finished one it checks every file and makes only what is damaged or missing again. Several
+    processes share the images; those that are not the main one return an empty dict.
 
-    Raises ValueError, before writing anything, when something cannot be loaded, a prompt is empty, or the folder holds
-    pictures of other settings, naming the one that differs; and later for a picture that is not finite.
+    Raises ValueError, before writing anything, when something cannot be loaded, a prompt is empty, another job is at
+    work in the folder, or it holds images of other settings or of other content of a model, adapter or prompts, naming
+    what differs; and later for an image that is not finite.
     """
     watcher = watcher or Silence()
     choice = _with_absolute_paths(choice)
@@ -118,42 +119,40 @@ def generate_folder(
     check_folder(choice.unet, "unet")
     rows = _rows(choice, prompts, categories)
     settings = _settings(choice, rows)
-    done = _claim(output, settings)
-    if done is not None and all((output / row.file).is_file() for row in rows):
-        return done
-    drawing = _load(choice)
-    missing = [row for row in rows if not _readable(output / row.file)]
-    start = time.perf_counter()
-    if processes().is_main_process:
-        _write_record(output, settings, finished=False)
-    processes().wait_for_everyone()
-    if len(missing) < len(rows):
-        watcher.note(f"{len(rows) - len(missing)} of {len(rows)} pictures are there; drawing the others")
-    for note in notes_on_prompts(prompts) if is_miniature(choice.model) else []:
-        watcher.note(note)
-    cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
-    with finishing():
-        _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
-    processes().wait_for_everyone()
-    if not processes().is_main_process:
-        return {}
-    for litter in (output / IMAGES).glob(".*.tmp"):  # of calls that were killed
-        litter.unlink()
-    write_manifest(output, rows)
-    return _write_record(
-        output,
-        settings,
-        finished=True,
-        num_prompts=len(prompts),
-        num_pictures=len(rows),
-        num_kept=len(rows) - len(missing),
-        resolution=list(drawing.model.picture_size),
-        prompts_cut=cut,
-        seconds=round(time.perf_counter() - start, 1),
-        device=device_name(drawing.model.device),
-        num_processes=processes().num_processes,
-        versions=versions(),
-    )
+    with claim(output, folder_owner(settings), tell=watcher.note) as claimed:
+        drawing = _load(choice)
+        claimed.identify(drawing.identity)
+        files = decided_by_main(lambda: images_to_generate(output, rows, watcher.note))
+        if files is None:
+            return (read_record(output) or {}) if processes().is_main_process else {}
+        start = time.perf_counter()
+        for note in notes_on_prompts(prompts) if is_miniature(choice.model) else []:
+            watcher.note(note)
+        cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
+        missing = [row for row in rows if row.file in set(files)]
+        with finishing():
+            _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
+        processes().wait_for_everyone()
+        if not processes().is_main_process:
+            return {}
+        record = {
+            "settings": settings,
+            "finished": True,
+            "num_prompts": len(prompts),
+            "num_pictures": len(rows),
+            "resolution": list(drawing.model.picture_size),
+            "prompts_cut": cut,
+            "identity": drawing.identity,
+            "revisions": _revisions(choice),
+            "versions": versions(),
+            "timing": {
+                "seconds": round(time.perf_counter() - start, 1),
+                "num_kept": len(rows) - len(missing),
+                "num_processes": processes().num_processes,
+                "device": device_name(drawing.model.device),
+            },
+        }
+        return finish_folder(output, rows, record)
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
@@ -165,9 +164,19 @@ def _load(choice: Generation) -> _Drawing:
     model = base_model(choice.model, choice.base)
     if choice.unet is not None:
         replace_unet(model, choice.unet)
+    identity = base_identity(model)
     load_adapters(model, [split_scale(entry) for entry in choice.adapters])
+    identity |= adapters_identity(model, len(choice.adapters))
     sampler = DDIM(model.schedule(choice.num_steps), eta=choice.eta)
-    return _Drawing(model, guided_network(model, choice.base), sampler)
+    return _Drawing(model, guided_network(model, choice.base), sampler, identity)
+
+
+def _revisions(choice: Generation) -> dict[str, str]:
+    """The commits of what comes from the hub, by setting."""
+    names = {"model": choice.model, "unet": choice.unet, "base.vae": choice.base.vae, "base.config": choice.base.config}
+    names |= {f"adapters.{number}": split_scale(entry)[0] for number, entry in enumerate(choice.adapters)}
+    found = {setting: hub_revision(name) for setting, name in names.items() if name is not None}
+    return {setting: commit for setting, commit in found.items() if commit is not None}
 
 
 @torch.no_grad()
@@ -252,56 +261,9 @@ def _settings(choice: Generation, rows: list[ImageRow]) -> dict[str, Any]:
     adapters = []
     for name, scale in map(split_scale, choice.adapters):
         adapters.append({"name": local_path(name), "scale": scale, "sha256": adapter_digest(name)})
-    listed = json.dumps([[row.prompt, row.category] for row in rows])
     return {
         **to_plain(choice),
         "adapters": adapters,
-        "prompts": hashlib.sha256(listed.encode()).hexdigest(),
+        "prompts": rows_digest(rows),
         "computed_in": str(precision_of(choice.base)).removeprefix("torch."),
     }
-
-
-def _claim(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What generation.json says of a finished folder.
-
-    Raises ValueError unless the folder is of these very settings, or empty or absent and can be written.
-    """
-    if not output.is_dir() or not any(output.iterdir()):
-        require_writable(output)
-        return None
-    if not (output / GENERATION).is_file():
-        raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
-    try:
-        record: dict[str, Any] = parse_json(read_text(output / GENERATION, "output"), GENERATION)
-        theirs = _flat(record["settings"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"output: {output / GENERATION} is damaged; give a new or empty directory") from error
-    ours = _flat(json.loads(json.dumps(settings)))
-    different = [key for key in ours | theirs if ours.get(key) != theirs.get(key) and key not in NOT_IN_THE_PICTURE]
-    if different:
-        key = different[0]
-        raise ValueError(
-            f"output: {output} holds pictures of other settings: its {key} is {theirs.get(key)!r}, this call's "
-            f"{ours.get(key)!r}; give another directory"
-        )
-    return record if record.get("finished") and (output / MANIFEST).is_file() else None
-
-
-def _write_record(output: Path, settings: dict[str, Any], **known: Any) -> dict[str, Any]:
-    record = {"settings": settings, **known}
-    write_text(output / GENERATION, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    return record
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
-
-
-def _readable(path: Path) -> bool:
-    with suppress(ValueError):
-        open_image(path)
-        return True
-    return False

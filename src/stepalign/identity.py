@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -84,6 +85,14 @@ def text_digest(texts: list[str]) -> str:
 def values_digest(values: Any) -> str:
     """The digest of plain values (what JSON can hold); the order of keys plays no part."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit that a hub id, OWNER/NAME or OWNER/NAME/FILE, stands for in the cache; None for a local path."""
+    if Path(name).expanduser().exists():
+        return None
+    reference = Path(HF_HUB_CACHE, f"models--{'--'.join(name.split('/')[:2])}", "refs", "main")
+    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else None
 
 
 def config_digest(config: PretrainedConfig | Mapping[str, Any], kind: type | None = None) -> str:

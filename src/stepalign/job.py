@@ -70,6 +70,8 @@ ADAPTER, SCORES, BAD_BATCH = "adapter", "scores.jsonl", "not-finite"
 ROWS = (METRICS, GUARD_ROWS)
 """Kept in a checkpoint, whose state they belong to."""
 FILES = (RECIPE, *ROWS, CHECKPOINT, PREVIOUS, ADAPTER, GUARD_ADAPTERS, SCORES, REPORT)
+BY_CONTENT = frozenset({"model", "base.vae", "base.config", "judge.path", "prompts", "evaluation.prompts"})
+"""Fields of a recipe that name parts of `Parts.identity`."""
 NUM_EXAMPLES = 12
 
 
@@ -83,10 +85,13 @@ def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -
     another job is at work there.
     """
     recipe, output, watcher = with_absolute_paths(recipe), Path(output), watcher or Silence()
-    owner = recipe_owner("train", recipe, Recipe(name=recipe.name))
+    owner = recipe_owner("train", recipe, Recipe(name=recipe.name), by_content=BY_CONTENT)
     with claim(output, owner, tell=watcher.note) as claimed:
         done = decided_by_main(lambda: finished_whole(output, FILES, adopted=claimed.adopted, tell=watcher.note))
-        return _unless_failed(_work_on(recipe, claimed, watcher) if done is None else done, output)
+        if done is None:
+            return _unless_failed(_work_on(recipe, claimed, watcher), output)
+        claimed.identify(assemble(recipe).identity if processes().is_main_process else {})
+        return _unless_failed(done, output)
 
 
 def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]:

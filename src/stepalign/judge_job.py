@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from stepalign.assemble_judge import JudgeParts, assemble_judge
+from stepalign.assemble_judge import JudgeParts, assemble_judge, judge_identity
 from stepalign.checkpoint import save_state, write_text
 from stepalign.claim import Claim, claim
 from stepalign.config import public_name, to_yaml
@@ -57,6 +57,10 @@ from stepalign.train_judge import JudgeState
 
 JUDGE, START = "judge", "start.json"
 FILES = (RECIPE, METRICS, START, CHECKPOINT, PREVIOUS, JUDGE, REPORT)
+BY_CONTENT = frozenset(
+    {"model", "base.vae", "base.config", "judge.start", "data.pairs", "data.relabel_with", "evaluation.pairs"}
+)
+"""Fields of a recipe that name parts of `JudgeParts.identity`."""
 NUM_EXAMPLES = 4
 NUM_LISTED = 20
 """Rows that could not be used, listed in the summary."""
@@ -72,10 +76,14 @@ def run_judge(recipe: JudgeRecipe, output: str | Path, *, watcher: Watcher | Non
     at work there.
     """
     recipe, output, watcher = map_paths(recipe, local_path), Path(output), watcher or Silence()
-    owner = recipe_owner("train-judge", recipe, JudgeRecipe(name=recipe.name), free=frozenset({"data.cache"}))
+    blank, free = JudgeRecipe(name=recipe.name), frozenset({"data.cache"})
+    owner = recipe_owner("train-judge", recipe, blank, by_content=BY_CONTENT, free=free)
     with claim(output, owner, tell=watcher.note) as claimed:
         done = decided_by_main(lambda: finished_whole(output, FILES, adopted=claimed.adopted, tell=watcher.note))
-        return _work_on(recipe, claimed, watcher) if done is None else done
+        if done is None:
+            return _work_on(recipe, claimed, watcher)
+        claimed.identify(judge_identity(recipe) if processes().is_main_process else {})
+        return done
 
 
 def _work_on(recipe: JudgeRecipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -50,20 +49,13 @@ class Silence:
     def note(self, message: str) -> None: ...
 
 
-def require_writable(output: Path) -> None:
-    """Raise ValueError unless a directory can be written or created."""
-    for path in (output, *output.parents):
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"output: {path} is a file; give a directory")
-    nearest = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    try:
-        tempfile.TemporaryDirectory(dir=nearest).cleanup()
-    except OSError as error:
-        raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
+def recipe_owner(
+    kind: str, recipe: Any, blank: Any, *, by_content: frozenset[str], free: frozenset[str] = frozenset()
+) -> Owner:
+    """A run's directory as that of a recipe; what an older version's says nothing of is as in the recipe `blank`.
 
-
-def recipe_owner(kind: str, recipe: Any, blank: Any, *, free: frozenset[str] = frozenset()) -> Owner:
-    """A run's directory as that of a recipe; what an older version's says nothing of is as in the recipe `blank`."""
+    `by_content` are fields that name parts whose digests the run compares, as the paths of scorers are in any case.
+    """
 
     def legacy(output: Path) -> dict[str, Any] | None:
         try:
@@ -71,9 +63,21 @@ def recipe_owner(kind: str, recipe: Any, blank: Any, *, free: frozenset[str] = f
         except (OSError, ValueError, yaml.YAMLError):
             return None
         own = isinstance(values, dict) and ("data" in values) == ("data" in to_plain(recipe))
-        return absolute(values, output) if own else None
+        return _scorers_by_name(absolute(values, output)) if own else None
 
-    return Owner(kind, to_plain(recipe), to_plain(blank), free, legacy)
+    settings, defaults = (_scorers_by_name(to_plain(values)) for values in (recipe, blank))
+    scorers = (f"evaluation.scorers_from.{name}" for name in settings["evaluation"].get("scorers_from", {}))
+    return Owner(kind, settings, defaults, free, by_content | frozenset(scorers), legacy)
+
+
+def _scorers_by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a recipe with its scorers' names, and apart from these where each one's weights come from."""
+    evaluation = settings.get("evaluation")
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("scorers"), list):
+        return settings
+    entries = [str(entry).partition("=") for entry in evaluation["scorers"]]
+    named = {"scorers": [name for name, _, _ in entries], "scorers_from": {name: path for name, _, path in entries}}
+    return {**settings, "evaluation": evaluation | named}
 
 
 def write_recipe(output: Path, recipe: Any) -> None:

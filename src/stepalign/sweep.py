@@ -23,8 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from stepalign.assemble import assemble
 from stepalign.checkpoint import write_text
+from stepalign.claim import marker_of
 from stepalign.config import change, check_directory_name, require, to_plain
+from stepalign.identity import Identity, refuse_differences, values_digest
 from stepalign.job import SCORES, run
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
@@ -87,14 +90,32 @@ def run_sweep(
     tables = {table: rows for table, rows in sweep.tables.items() if only.lower() in table.lower()}
     require(bool(tables), "only", repr(only), f"part of a table's name: {', '.join(sweep.tables)}")
     runs = Sweep(sweep.seeds, tables).runs()
+    identities: dict[str, Identity] = {}
     for path in (output, *output.parents):
         require(path.is_dir() or not path.exists(), "output", path, "a directory, not a file")
     for number, (name, recipe) in enumerate(runs.items()):
-        if number % parts == part - 1 and finished(output / name) is None:
+        if number % parts == part - 1 and not _is_done(recipe, output / name, identities):
             if watcher is not None:
                 watcher.note(f"{number + 1} of {len(runs)}: {name}")
             run(recipe, output / name, watcher=watcher)
     return collect(sweep, output)
+
+
+def _is_done(recipe: Recipe, folder: Path, identities: dict[str, Identity]) -> bool:
+    """Whether a run is finished; raises ValueError when it is one of other content of its parts.
+
+    `identities` keeps those of parts that several rows share, which are read once.
+    """
+    if finished(folder) is None:
+        return False
+    theirs = (marker_of(folder) or {}).get("identity", {})
+    if theirs:
+        values = to_plain(recipe)
+        named = values_digest([values[name] for name in ("model", "base", "judge", "prompts", "evaluation", "guard")])
+        if named not in identities:
+            identities[named] = assemble(recipe).identity
+        refuse_differences(identities[named], theirs, whose=f"{folder} was run with")
+    return True
 
 
 def collect(sweep: Sweep, output: Path) -> dict[str, Any]:
