@@ -143,7 +143,9 @@ def test_the_json_holds_all_numbers(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json",
         "comparison.md",
+        "files.json",
         "report.html",
+        "stepalign.json",
     ]
 
 

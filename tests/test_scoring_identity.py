@@ -15,7 +15,9 @@ from drawn import picture
 from scored import FILES, Notes, evaluate, save_pictures, spies
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.comparison import compare_folders
+from stepalign.claim import locked
+from stepalign.comparison import compare_folders, write_comparison
+from stepalign.file_record import check_files
 from stepalign.identity import ordered_files_digest
 from stepalign.manifest import EVALUATION, read_manifest
 from stepalign.scoring import Scoring, evaluate_folder
@@ -135,3 +137,33 @@ def test_scores_that_were_changed_are_not_compared(folder: Path, tmp_path: Path)
     change_a_score(folder / "scores.jsonl")
     with pytest.raises(ValueError, match=r"its scores by pickscore are not those that were written; run `stepalign"):
         compare_folders([folder, tmp_path / "other"])
+
+
+# One job at a time
+
+
+def test_no_two_jobs_score_a_folder_at_once(folder: Path) -> None:
+    with (
+        spies(),
+        locked(folder),
+        pytest.raises(ValueError, match=r"^output: another job is at work in .*pictures"),
+    ):
+        evaluate(folder, "pickscore")
+    assert not any((folder / name).exists() for name in FILES)
+    with spies():
+        assert evaluate(folder, "pickscore")["num_images"] == 6
+    assert not (folder / ".lock").exists()
+
+
+def test_a_comparison_takes_the_place_of_one_before_and_of_nothing_else(tmp_path: Path) -> None:
+    """An older version's had no marker."""
+    comparison, output = compare_folders(compared(tmp_path / "folders")), tmp_path / "comparison"
+    write_comparison(comparison, output)
+    (output / "stepalign.json").unlink()
+    write_comparison(comparison, output)
+    assert check_files(output) == {}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/report.html").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"^output: .*mine holds files of something else; give a new or empty"):
+        write_comparison(comparison, tmp_path / "mine")
+    assert [path.read_text(encoding="utf-8") for path in (tmp_path / "mine").iterdir()] == ["mine"]

@@ -101,6 +101,17 @@ def claim(output: Path, owner: Owner, *, tell: Note = lambda message: None, lock
         held.release(failed=False)
 
 
+@contextmanager
+def locked(folder: Path, *, tell: Note = lambda message: None) -> Iterator[None]:
+    """Hold the lock of a folder of any owner, for one process; raises ValueError when another job is at work there."""
+    held = _Held(folder, LOCK)
+    held.acquire(tell)
+    try:
+        yield
+    finally:
+        held.release(failed=False)
+
+
 def marker_of(output: Path) -> dict[str, Any] | None:
     """What a directory's marker holds; None when there is none that can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -148,7 +159,7 @@ class _Held:
         ):
             raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
         try:
-            self._acquire(tell)
+            self.acquire(tell)
         except OSError as error:
             nearest = next(path for path in (output, *output.absolute().parents) if path.is_dir())
             self.release(failed=True)
@@ -190,7 +201,8 @@ class _Held:
                 folder.mkdir()
                 self._folders.insert(0, folder)
 
-    def _acquire(self, tell: Note) -> None:
+    def acquire(self, tell: Note) -> None:
+        """Take the lock, creating the directory where there is none."""
         lock = FileLock(self._path, blocking=False)
         for attempt in range(ATTEMPTS):
             try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.checks import check_device, check_folder, check_scorers
+from stepalign.claim import locked
 from stepalign.clip import first_line
 from stepalign.config import require
 from stepalign.identity import ordered_files_digest, values_digest
@@ -78,8 +79,8 @@ def evaluate_folder(
 
     A scorer whose weights, config and tokenizer have scored these very pictures and prompts does not score again; one
     scorer is in memory at a time, and its scores are written before the next begins. Raises ValueError before any
-    scoring for scorers that are not known and for pictures that are missing or cannot be read, which it counts and
-    names.
+    scoring for scorers that are not known, for pictures that are missing or cannot be read, which it counts and names,
+    and while another job is at work in the folder.
     """
     watcher = watcher or Silence()
     entries = check_scoring(scoring)
@@ -87,6 +88,13 @@ def evaluate_folder(
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
     read_generation(folder)  # these two are refused before the work, not after it
+    with locked(folder, tell=watcher.note):
+        return _evaluate(folder, rows, entries, scoring, name, watcher)
+
+
+def _evaluate(
+    folder: Path, rows: list[ImageRow], entries: dict[str, str], scoring: Scoring, name: str | None, watcher: Watcher
+) -> dict[str, Any]:
     pictures, style = inspect(folder, rows, watcher)
     scored, more = _before(folder, rows, pictures, watcher)
     given: dict[str, Any] = {"pictures": pictures, "name": name, "device": scoring.device, "more": more}

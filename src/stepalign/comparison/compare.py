@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from stepalign.checkpoint import write_text
+from stepalign.claim import Owner, claim
 from stepalign.comparison.any_text import AnyTextGain, any_text_gains, is_diagnostic
 from stepalign.comparison.folders import (
     EvaluatedFolder,
@@ -29,6 +30,7 @@ from stepalign.comparison.folders import (
 )
 from stepalign.comparison_report import ComparedPrompt, comparison_markdown, write_comparison_report
 from stepalign.config import require
+from stepalign.file_record import record_files
 from stepalign.protocols import ScorerRecord
 from stepalign.ranking import Strength, rank
 from stepalign.shares import win_rate
@@ -174,10 +176,13 @@ def compare_folders(
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
     """Write a comparison's numbers as JSON and Markdown, and its page with the pictures, into a folder."""
+    owner = Owner("compare", {}, legacy=lambda output: {} if (output / COMPARISON).is_file() else None)
     summary = comparison.summary()
-    write_text(output / COMPARISON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(output / TABLE, comparison_markdown(summary))
-    write_comparison_report(output / REPORT, summary=summary, prompts=comparison.prompts)
+    with claim(output, owner):
+        write_text(output / COMPARISON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_text(output / TABLE, comparison_markdown(summary))
+        write_comparison_report(output / REPORT, summary=summary, prompts=comparison.prompts)
+        record_files(output, (COMPARISON, TABLE, REPORT))
 
 
 def _mean(values: np.ndarray) -> Mean:
