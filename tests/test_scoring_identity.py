@@ -71,8 +71,8 @@ def test_a_record_from_before_contents_were_kept_is_known_by_its_files(folder: P
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     with spies() as found:
         evaluate(folder, "pickscore")
-        evaluate(folder, "pickscore=another")
-    assert found.scored == {"pickscore=another": 6}
+        evaluate(folder, "pickscore=owner/another")
+    assert found.scored == {"pickscore=owner/another": 6}
 
 
 def cut_short(path: Path) -> None:
