@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from jaxtyping import Float
 
 from stepalign.config import require
 from stepalign.metrics.geneval import TASKS, Verdict
-from stepalign.statistics import NUM_RESAMPLES
+from stepalign.shares import share_interval
 
 Interval = tuple[float, float]
 
@@ -47,21 +48,21 @@ class GenEvalSummary:
         return f"GenEval ({self.detector})"
 
 
-def summarise(verdicts: Sequence[Verdict], *, detector: str, seed: int = 0) -> GenEvalSummary:
-    """The accuracies that verdicts amount to, with percentile bootstrap intervals whose unit is the prompt.
+def summarise(verdicts: Sequence[Verdict], *, detector: str) -> GenEvalSummary:
+    """The accuracies that verdicts amount to, with 95 % intervals whose unit is the prompt.
 
-    The pictures of a prompt are right or wrong together more often than not, so prompts are drawn again, not pictures,
-    and within each task. Where all pictures of a task are right, or all wrong, its interval has no width.
+    The images of a prompt are right or wrong together more often than not, so they are a cluster of Wilson's interval
+    (`shares.share_interval`). The interval of the mean of the tasks is made of theirs (Zou and Donner 2008): each end's
+    distances from the accuracies, squared, add up. Where all images of a task are right, it has a width.
     Raises ValueError without verdicts, without a detector's name, and for a prompt of two tasks.
     """
     require(bool(verdicts), "verdicts", "none", "at least one")
     require(bool(detector.strip()), "detector", repr(detector), "the name of what found the objects")
     counts = _counts(verdicts)
-    resampled = {tag: _resampled(counts[tag], seed=seed + TASKS.index(tag)) for tag in counts}
     tasks = {}
     for tag, rows in counts.items():
         right, pictures = (int(total) for total in rows.sum(0))
-        interval = _percentiles(resampled[tag]) if len(rows) > 1 else None
+        interval = _interval(rows) if len(rows) > 1 else None
         tasks[tag] = TaskAccuracy(right / pictures, interval, right, pictures, len(rows))
     complete = len(tasks) == len(TASKS)
     known = complete and all(task.interval is not None for task in tasks.values())
@@ -69,7 +70,7 @@ def summarise(verdicts: Sequence[Verdict], *, detector: str, seed: int = 0) -> G
         detector,
         tasks,
         sum(task.accuracy for task in tasks.values()) / len(TASKS) if complete else None,
-        _percentiles(np.mean(list(resampled.values()), axis=0)) if known else None,
+        _of_the_mean(list(tasks.values())) if known else None,
         sum(task.num_images for task in tasks.values()),
         sum(task.num_prompts for task in tasks.values()),
     )
@@ -89,15 +90,18 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, Float[np.ndarray, "prompts
     return {tag: np.array(list(rows[tag].values()), dtype=float) for tag in TASKS if tag in rows}
 
 
-def _resampled(rows: Float[np.ndarray, "prompts 2"], *, seed: int) -> Float[np.ndarray, " resamples"]:
-    """The accuracies of a task with as many prompts drawn with replacement."""
-    num = len(rows)
-    drawn = np.random.default_rng(seed).integers(num, size=(NUM_RESAMPLES, num))
-    right, pictures = (column[drawn].sum(1) for column in rows.T)
-    accuracies: Float[np.ndarray, " resamples"] = right / pictures
-    return accuracies
+def _interval(rows: Float[np.ndarray, "prompts 2"]) -> Interval:
+    """Of a task's accuracy."""
+    right, wrong = rows[:, 0].astype(int), (rows[:, 1] - rows[:, 0]).astype(int)
+    values = np.concatenate([np.ones(right.sum()), np.zeros(wrong.sum())])
+    clusters = np.concatenate([np.repeat(np.arange(len(rows)), right), np.repeat(np.arange(len(rows)), wrong)])
+    return share_interval(values, clusters)
 
 
-def _percentiles(values: Float[np.ndarray, " resamples"]) -> Interval:
-    low, high = np.quantile(values, (0.025, 0.975))
-    return float(low), float(high)
+def _of_the_mean(tasks: list[TaskAccuracy]) -> Interval:
+    """Of the mean of independent tasks' accuracies."""
+    middle = sum(task.accuracy for task in tasks) / len(tasks)
+    known = [(task.accuracy, *task.interval) for task in tasks if task.interval is not None]
+    below = math.sqrt(sum((accuracy - low) ** 2 for accuracy, low, _ in known)) / len(tasks)
+    above = math.sqrt(sum((high - accuracy) ** 2 for accuracy, _, high in known)) / len(tasks)
+    return max(0.0, middle - below), min(1.0, middle + above)
