@@ -5,6 +5,7 @@ from __future__ import annotations
 import stepalign  # noqa: F401  # isort: skip  # before torch: it sets the mode of MKL
 
 import copy
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from stepalign.protocols import Metrics, Objective, Role
 from stepalign.sampler import DDIM, NoiseSchedule
 
 torch.set_num_threads(1)
+# Whoever runs the tests in the background ignores signals (`nohup`, a shell's `&`), which these processes inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
