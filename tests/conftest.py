@@ -7,6 +7,7 @@ import stepalign  # noqa: F401  # isort: skip  # before torch: it sets the mode 
 import copy
 import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def sampler() -> DDIM:
 def hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub counts as asked and there: what tests put in its place is not preceded by an attempt to reach it."""
     monkeypatch.setattr("stepalign.hub._answers", [""])
+
+
+@pytest.fixture
+def signals_arrive() -> Iterator[None]:
+    """Signals that whoever started the tests has them ignore, as `nohup` and `&` do, arrive in this test."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 class ToyPolicy:

@@ -151,6 +151,7 @@ def test_what_is_caught_is_caught_before_a_library_is_loaded() -> None:
     assert program("env", before=command(body)).returncode == 0
 
 
+@pytest.mark.usefixtures("signals_arrive")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_libraries_load_is_one_line(number: signal.Signals) -> None:
     before = (

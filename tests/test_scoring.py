@@ -159,8 +159,8 @@ def test_other_weights_score_again_in_their_column(folder: Path) -> None:
     with spies():
         evaluate(folder, "pickscore", "aesthetic")
     with spies() as found:
-        evaluate(folder, "pickscore=another", "aesthetic")
-    assert found.scored == {"pickscore=another": 6}
+        evaluate(folder, "pickscore=owner/another", "aesthetic")
+    assert found.scored == {"pickscore=owner/another": 6}
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_stop_while_a_column_is_replaced_leaves_no_score_under_anothers_name(f
         real = scoring.write_scores
         patch.setattr(scoring, "write_scores", lambda *given: real(*given) or (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            evaluate(folder, "pickscore=another")
+            evaluate(folder, "pickscore=owner/another")
     with spies() as found:
         evaluate(folder, "pickscore")
     assert found.scored == {"pickscore": 6}

@@ -12,6 +12,7 @@ import pytest
 from stepalign.cli import main
 from stepalign.job import Silence
 
+pytestmark = pytest.mark.usefixtures("signals_arrive")
 TINY = {
     "--base.num_steps": "3",
     "--branching.num_candidates": "2",

@@ -14,6 +14,7 @@ import pytest
 
 from stepalign.stopping import Stopped, check_stop, finishing, stop_on_signals, stop_requested
 
+pytestmark = pytest.mark.usefixtures("signals_arrive")
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 

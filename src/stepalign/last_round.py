@@ -28,7 +28,7 @@ def saving_last_round(
     """Let signals end the rounds in the block at their next step, and save the last finished one.
 
     A round that a signal, another process's end or a lack of memory cuts short is done again by the same command, from
-    the same bits. `files` are kept with the checkpoint; `progress` tells people how far the run is.
+    the same bits. `files` are kept with the checkpoint; `total` is the number of the run's rounds.
     """
     last = LastRound()
     with finishing():
