@@ -99,7 +99,7 @@ def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> Non
         (folder / path).write_bytes(PICTURES[colour])
     for path, text in {
         "win/a.txt": " a lime thing\n",
-        "lose/b.cat.txt": "a cat",
+        "lose/b.cat.caption": "a cat",
         "c.txt": "c",
         "d.txt": "d",
         "win/f.txt": "f",
@@ -118,12 +118,13 @@ def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> Non
         ("b.cat.PNG", "a cat", "red blue", 1.0, 1.0),
         ("c.png", "there is no picture lose/c.*"),
         ("d.png", "there is no picture win/d.*"),
-        ("e.png", "there is no caption e.txt in win/, in lose/ or beside them"),
+        ("e.png", "there is no caption e.txt or e.caption in win/, in lose/ or beside them"),
         ("f.jpg", "win/ has f.jpg and f.png; one of them is expected"),
         ("g.png", "there are different captions in win/g.txt, g.txt"),
     ]
     assert undecodable[0] == "h.png"
-    assert undecodable[1].startswith("the caption h.txt cannot be read: 'utf-8' codec")
+    assert undecodable[1].startswith("the caption h.txt cannot be read: ")
+    assert "is not UTF-8 text" in undecodable[1]
 
 
 @pytest.mark.parametrize(("there", "missing"), [("win", "lose"), ("lose", "win")])
@@ -131,3 +132,51 @@ def test_half_a_folder_is_refused(tmp_path: Path, there: str, missing: str) -> N
     (tmp_path / "half" / there).mkdir(parents=True)
     with pytest.raises(ValueError, match=f"half has no folder {missing}/; pairs need win/ and lose/"):
         open_pairs(str(tmp_path / "half"))
+
+
+def test_captions_and_images_of_a_folder_stay_inside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    for side in ("win", "lose"):
+        (folder / side).mkdir(parents=True)
+        for name in "abc":
+            (folder / side / f"{name}.png").write_bytes(PICTURES["red"])
+    for name in "ab":
+        (folder / f"{name}.txt").write_text("a cat", encoding="utf-8")
+    outside = tmp_path / "outside.png"
+    (folder / "win/a.png").rename(outside)
+    (folder / "win/a.png").symlink_to(outside)
+    (tmp_path / "c.txt").write_text("a dog", encoding="utf-8")
+    (folder / "c.txt").symlink_to(tmp_path / "c.txt")
+    first, second, third = found(open_pairs(str(folder)))
+    assert first[1].startswith("the image 'win/a.png' leads out of")
+    assert second == ("b.png", "a cat", "red red", 1.0, 1.0)
+    assert third[1].startswith("'c.txt' leads out of")
+    assert [row[1] for row in found(open_pairs(str(folder), allow_outside=True))] == ["a cat", "a cat", "a dog"]
+
+
+def test_a_file_in_utf_16_is_named_as_that(tmp_path: Path) -> None:
+    for name in ("pairs.jsonl", "pairs.json"):
+        (tmp_path / name).write_text(json.dumps([GOOD]), encoding="utf-16")
+        with pytest.raises(ValueError, match=rf"^data.pairs: .*{name} is UTF-16 or UTF-32 text; save it as UTF-8"):
+            open_pairs(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{}", "holds a JSON dict; a list of objects is expected"), ("[", "is not valid JSON"), ("[]", "is empty")],
+)
+def test_a_json_file_that_is_no_list_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^data\.pairs: .*a\.json {reason}"):
+        open_pairs(str(tmp_path / "a.json"))
+
+
+def test_an_image_that_cannot_be_looked_at_is_a_bad_row_of_its_own(pictures: Path) -> None:
+    """A loop of links, a pipe and a name that is too long between good rows."""
+    (pictures / "loop.png").symlink_to("loop.png")
+    os.mkfifo(pictures / "pipe.png")
+    lines = [GOOD | {"image_0": name} for name in ("loop.png", "pipe.png", "a" * 300 + ".png")]
+    first, *bad, last = found(open_pairs(jsonl(pictures, GOOD, *lines, GOOD)))
+    assert first[1] == last[1] == "a cat"
+    for row, reason in zip(bad, ("symbolic links", "no regular file", "longer than"), strict=True):
+        assert reason in row[1]

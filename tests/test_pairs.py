@@ -63,7 +63,6 @@ def test_a_good_row_is_opened(tmp_path: Path, label: float | int | None) -> None
         ({"prompt": Unreadable("the line is no JSON")}, "the line is no JSON"),
         ({"label": 0.7}, "label 0.7 is not 0, 0.5 or 1"),
         ({"label": -1}, "label -1 is not 0, 0.5 or 1"),
-        ({"label": float("nan")}, "label nan is not 0, 0.5 or 1"),
         ({"label": "1"}, "label '1' is not 0, 0.5 or 1"),
         ({"label": [1]}, "label [1] is not 0, 0.5 or 1"),
         ({"label": Unreadable("the ranks are missing")}, "the ranks are missing"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from itertools import combinations
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from datasets import Features, List, Value
 from pair_sources import COLOURS, PICTURES, Row, found, jsonl, keep_to_itself, parquet, picture_folder, stored
 
+from stepalign.data.pairs import BadRow, ImagePair, Unlabelled, read
 from stepalign.data.rows import Layout
 from stepalign.data.sources import open_pairs
 
@@ -145,30 +147,47 @@ def test_a_layout_needs_all_its_columns(tmp_path: Path, missing: str) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"prompt": ', "the line is no JSON: Expecting value"),
-        ("[" * 100_000, "the line is no JSON: "),
+        ('{"prompt": ', "the line is not valid JSON: Expecting value"),
+        ("[" * 100_000, "the line is nested too deeply"),
         ('["a cat"]', "the line is a JSON list, not an object"),
         ("null", "the line is a JSON NoneType, not an object"),
         ({}, "its columns fit no layout: none"),
         ({"prompt": "a cat", "image_0": "images/red.png"}, "its columns fit no layout: prompt, image_0"),
         (GOOD | {"prompt": ""}, "the caption is empty"),
         (GOOD | {"prompt": None}, "the caption is missing"),
+        (GOOD | {"image_0": "a\0.png"}, "the image 'a\\x00.png' holds a NUL character"),
+        (GOOD | {"image_0": "a\ud83d.png"}, "the image 'a\\ud83d.png' holds half a character"),
+        (GOOD | {"image_0": "a" * 5000}, "the image 'aaa"),
+        (GOOD | {"image_0": "images/red.png/x"}, "the first image: '"),
+        (GOOD | {"image_0": "../pictures/images/red.png"}, "the image '../pictures/images/red.png' has '..' in it"),
+        (GOOD | {"image_0": "/etc/passwd"}, "the image '/etc/passwd' is an absolute path; paths must stay inside"),
+        (GOOD | {"image_0": ["images/red.png"]}, "the first image: it is of type list"),
+        (GOOD | {"image_0": {"bytes": "x", "path": 3}}, "the first image: "),
+        (GOOD | {"image_0": {"path": 3}}, "the first image: it is of type int"),
+        (GOOD | {"image_0": {}}, "the first image is missing"),
+        (GOOD | {"image_0": "data:image/png;base64," + "A" * 5000}, "data:image/png;base64,AAA"),
+        (GOOD | {"prompt": "a \ud83d"}, "the caption holds half of a character"),
+        (GOOD | {"prompt": "a" * 10_001}, "the caption has 10,001 characters; at most 10,000 are read"),
+        (GOOD | {"prompt": "a" * 2_000_000}, "the line is longer than the 1,048,576 bytes that are read"),
         (GOOD | {"label": 0.7}, "label 0.7 is not 0, 0.5 or 1"),
         (GOOD | {"weight": 0}, "weight 0 is not a finite number above 0"),
         (GOOD | {"weight": None}, "weight None is not a finite number above 0"),
         (GOOD | {"image_1": None}, "the second image is missing"),
         (GOOD | {"image_1": ""}, "the second image is missing"),
         (GOOD | {"image_0": 3}, "the first image: it is of type int"),
-        (GOOD | {"image_0": "https://x.org/a.png"}, "https://x.org/a.png is an address; pictures are read from"),
+        (GOOD | {"image_0": "https://x.org/a.png"}, "https://x.org/a.png is an address; images are read from"),
         (GOOD | {"image_1": "pairs.jsonl"}, "the second image: "),
         (PICK | {"label_1": 1}, "label_0 1 and label_1 1 do not add up to 1"),
         (PICK | {"label_1": None}, "label_0 1 and label_1 None do not add up to 1"),
-        (PICK | {"label_0": None, "label_1": None, "has_label": True}, "label_0 None and label_1 None do not add up"),
         (PICK | {"label_0": 0.75, "label_1": 0.25}, "label 0.75 is not 0, 0.5 or 1"),
         (PICK | {"num_example_per_prompt": 0}, "num_example_per_prompt 0 is not a number of at least 1"),
         (PICK | {"num_example_per_prompt": None}, "num_example_per_prompt None is not a number of at least 1"),
         (TWO | {"human_preference": [1, 1]}, "human_preference [1, 1] is neither [1, 0] nor [0, 1]"),
-        (TWO | {"human_preference": 1}, "human_preference 1 is neither [1, 0] nor [0, 1]"),
+        (TWO | {"human_preference": 2}, "human_preference 2 is the number of none of 2 images, counted from 0"),
+        (TWO | {"human_preference": -1}, "human_preference -1 is the number of none of 2 images"),
+        (TWO | {"human_preference": True}, "human_preference True is neither [1, 0] nor [0, 1]"),
+        (TWO | {"rank": [1] * 101}, "it ranks more than 100 images"),
+        (TWO | {"image_path": ["a.png"] * 101, "human_preference": 3}, "it ranks more than 100 images"),
         (
             TWO | {"human_preference": [1, 0], "image_path": ["a"] * 3},
             "human_preference is between two pictures; there a",
@@ -202,3 +221,80 @@ def test_a_ranking_of_other_pictures_loses_all_its_pairs(pictures: Path) -> None
         (f"pairs.jsonl line 2, pictures {i} and {j}", "it has 3 ranks for 2 pictures")
         for i, j in ((1, 2), (1, 3), (2, 3))
     ]
+
+
+# Without a label
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_rows_without_a_label_are_no_faults_whatever_else_they_lack(
+    tmp_path: Path, streaming: bool, missing: float | None
+) -> None:
+    """Of Pick-a-Pic some rows have no label, and neither images nor captions any more."""
+    full = {"caption": "a cat", "jpg_0": PICTURES["red"], "jpg_1": PICTURES["blue"], "label_0": 1.0, "label_1": 0.0}
+    full |= {"has_label": True, "num_example_per_prompt": 1}
+    bare = dict.fromkeys(full) | {"has_label": False, "label_0": missing, "label_1": missing}
+    rows = [full, bare, bare | {"has_label": None}, bare | {"has_label": True}, full | {"jpg_1": b"junk"}]
+    source = open_pairs(parquet(tmp_path / "a.parquet", rows), streaming=streaming)
+    kinds = [type(read(row)) for row in source.rows()]
+    assert kinds == [ImagePair, Unlabelled, Unlabelled, Unlabelled, BadRow]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"prompt": None, "image_0": None, "image_1": "a\0", "label": None},
+        {"prompt": "a cat", "image_0": "nowhere.png", "image_1": "nowhere.png"},
+        {"prompt": "a cat", "images": None, "human_preference": None, "rank": None},
+        {"caption": None, "jpg_0": 3, "jpg_1": "/etc/passwd", "label_0": 1, "label_1": 1, "has_label": False},
+    ],
+)
+def test_lines_without_a_label_are_no_faults(pictures: Path, line: Row) -> None:
+    kinds = [type(read(row)) for row in open_pairs(jsonl(pictures, GOOD, line)).rows()]
+    assert kinds == [ImagePair, Unlabelled]
+
+
+# HPD v1
+
+
+@pytest.mark.parametrize("kind", ["pairs.jsonl", "preference_train.json", "a.parquet", "a.parquet streamed"])
+def test_the_best_of_several_is_preferred_to_each_of_the_others(pictures: Path, kind: str) -> None:
+    """HPD v1 (tgxs002/align_sd): human_preference is the number of the best image, from 0."""
+    paths = [f"images/{colour}.png" for colour in COLOURS[:3]]
+    row = {"human_preference": 1, "prompt": "a cat", "id": 7, "user_hash": "x", "contain_name": False}
+    rows = [row | {"file_path": paths}, row | {"file_path": paths[:2], "human_preference": 0}]
+    name = kind.removesuffix(" streamed")
+    if name == "a.parquet":
+        path, lines = parquet(pictures / name, rows), ["row 0", "row 1"]
+    elif name == "pairs.jsonl":
+        path, lines = jsonl(pictures, *rows), ["pairs.jsonl line 1", "pairs.jsonl line 2"]
+    else:
+        path = jsonl(pictures, json.dumps(rows), name=name)
+        lines = ["preference_train.json entry 1", "preference_train.json entry 2"]
+    source = open_pairs(path, streaming=kind.endswith("streamed"))
+    assert source.num_rows == (None if kind.endswith("streamed") else 3)
+    assert found(source) == [
+        (f"{lines[0]}, pictures 1 and 2", "a cat", "red blue", 0.0, 0.5),
+        (f"{lines[0]}, pictures 2 and 3", "a cat", "blue lime", 1.0, 0.5),
+        (lines[1], "a cat", "red blue", 1.0, 1.0),
+    ]
+    assert found(source, 1) == found(source)[1:]
+
+
+# Paths
+
+
+def test_paths_are_found_with_backslashes_and_in_either_unicode_form(pictures: Path) -> None:
+    (pictures / "images/red.png").rename(pictures / "images" / unicodedata.normalize("NFD", "rét.png"))
+    line = GOOD | {"image_0": "images\\" + unicodedata.normalize("NFC", "rét.png"), "image_1": "images\\blue.png"}
+    assert found(open_pairs(jsonl(pictures, line))) == [("pairs.jsonl line 1", "a cat", "red blue", 1.0, 1.0)]
+
+
+def test_paths_out_of_the_folder_are_read_where_that_is_asked_for(pictures: Path, tmp_path: Path) -> None:
+    line = GOOD | {"image_0": str(pictures / "images/red.png"), "image_1": "../pictures/images/blue.png"}
+    for path in (jsonl(tmp_path / "other", line), parquet(tmp_path / "other/a.parquet", [line])):
+        refused, allowed = open_pairs(path), open_pairs(path, allow_outside=True)
+        assert all("is an absolute path; paths must stay inside" in reason for _, reason in found(refused))
+        assert [row[2] for row in found(allowed)] == ["red blue"]
+        assert refused.fingerprint != allowed.fingerprint

@@ -126,7 +126,7 @@ def test_a_fingerprint_is_of_names_and_contents_not_of_times_and_places(tmp_path
     [
         (
             "",
-            r"there is nothing at ''; expected a \.jsonl file, a folder with win/ and lose/, a \.parquet file or a fo",
+            r"there is nothing at ''; expected a \.jsonl or \.json file, a folder with win/ and",
         ),
         ("nowhere", "there is nothing at 'nowhere'; expected a .*OWNER/NAME or OWNER/NAME@REVISION"),
         ("data/nowhere.jsonl", r"there is nothing at 'data/nowhere\.jsonl'"),
@@ -134,17 +134,17 @@ def test_a_fingerprint_is_of_names_and_contents_not_of_times_and_places(tmp_path
         ("../owner/name", r"there is nothing at '\.\./owner/name'"),
         ("./name", r"there is nothing at '\./name'"),
         ("owner/name/more", "there is nothing at 'owner/name/more'"),
-        ("rows.json", r"rows\.json is a \.json file; one object per line in a \.jsonl file is read"),
+        ("rows.json", r"rows\.json is empty; give at least one pair"),
         ("rows.csv", r"rows\.csv is of no known kind; expected "),
         ("nothing", "the folder nothing is of no known kind; expected "),
         ("empty.jsonl", r"empty\.jsonl is empty; give at least one pair"),
-        ("broken.jsonl", r"no line of broken\.jsonl can be used: the line is no JSON: "),
+        ("broken.jsonl", r"no line of broken\.jsonl can be used: the line is not valid JSON: "),
         ("broken.parquet", r"broken\.parquet cannot be loaded, split 'train': "),
         (
             "empty.parquet",
             r"empty\.parquet (is empty; give at least one pair|cannot be loaded, .* corresponds to no data)",
         ),
-        ("pairs", "pairs has no pictures in win/ and lose/"),
+        ("pairs", "pairs has no images in win/ and lose/"),
         ("saved", "saved cannot be loaded: "),
     ],
 )

@@ -155,19 +155,25 @@ def test_a_hub_dataset_is_known_by_its_commit(tmp_path: Path, hub: dict[str, Any
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_paths_in_a_hub_dataset_are_those_of_its_copy(
-    pictures: Path, tmp_path: Path, hub: dict[str, Any], streaming: bool
+    pictures: Path, tmp_path: Path, hub: dict[str, Any], streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And of no other place on this machine."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(pictures))
     red = str(pictures / "images" / "red.png")
-    paths = [(red, red), (red, "images/red.png"), ("hf://datasets/a/b/c.png", red)]
+    (tmp_path / "own.png").write_bytes(PICTURES["red"])
+    paths = [(red, red), (red, "images/red.png"), ("hf://datasets/a/b/c.png", red), (red, str(tmp_path / "own.png"))]
     lines = [{"prompt": "a cat", "path1": first, "path2": second} for first, second in paths]
     hub.update(kind="json", data_files=jsonl(tmp_path, *lines))
-    good, relative, remote = found(open_pairs("owner/name", streaming=streaming))
+    good, relative, remote, outside = found(open_pairs("owner/name", streaming=streaming))
     assert good == ("row 0", "a cat", "red red", 1.0, 1.0)
     assert relative == (
         "row 1",
         "images/red.png is a path, and a hub dataset has no folder that it could be relative to",
     )
     assert remote[1].startswith("hf://datasets/a/b/c.png is an address; ")
+    assert "own.png is a path, and a hub dataset has no folder" in outside[1]
+    *_, allowed = found(open_pairs("owner/name", streaming=streaming, allow_outside=True))
+    assert allowed[2] == "red red"
 
 
 def test_what_fails_at_the_first_row_of_a_stream_is_told_as_a_failure_to_load(

@@ -90,10 +90,10 @@ def _load(recipe: JudgeRecipe) -> _Loaded:
     data, evaluation = recipe.data, recipe.evaluation
     check_base(recipe.model, recipe.base)
     check_folder(data.relabel_with, "data.relabel_with")
-    source, own = _source("data.pairs", data.pairs, data.split, data.streaming, data.num_rows), None
+    source, own = _source("data.pairs", data.pairs, data.split, data, data.num_rows), None
     pairs = {"pairs": source.fingerprint}
     if evaluation.pairs is not None:
-        own = _source("evaluation.pairs", evaluation.pairs, evaluation.split, data.streaming, evaluation.num_pairs)
+        own = _source("evaluation.pairs", evaluation.pairs, evaluation.split, data, evaluation.num_pairs)
         pairs["held-out pairs"] = own.fingerprint
     spm, tokenizer, start = _start(recipe)
     model = base_model(recipe.model, recipe.base)
@@ -145,7 +145,7 @@ def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[P
     return parts[0], parts[1]
 
 
-def _source(field: str, name: str | None, split: str, streaming: bool, num_rows: int | None) -> PairSource:
+def _source(field: str, name: str | None, split: str, data: PairData, num_rows: int | None) -> PairSource:
     if name is None:
         raise ValueError(
             f"{field}: this recipe has none; give a .jsonl or .parquet file, a folder with win/ and lose/, or a hub "
@@ -154,7 +154,9 @@ def _source(field: str, name: str | None, split: str, streaming: bool, num_rows:
     if name == MINIATURE:
         return WorldPairs(split=split, num_rows=num_rows or 32_000)
     try:
-        return open_pairs(name, split=split, streaming=streaming, num_rows=num_rows)
+        return open_pairs(
+            name, split=split, streaming=data.streaming, num_rows=num_rows, allow_outside=data.allow_outside
+        )
     except ValueError as error:
         section = field.partition(".")[0]
         raise ValueError(

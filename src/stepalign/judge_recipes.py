@@ -27,6 +27,9 @@ class PairData:
     """Read a dataset as it comes, without keeping its pictures."""
     num_rows: int | None = None
     """Rows taken, from the first; all by default."""
+    allow_outside: bool = False
+    """Read images that rows name outside the folder of their file (absolute paths, .., symbolic links); also of
+    evaluation.pairs."""
     max_bad: float = 0.01
     """Share of rows that may be unusable (a corrupt picture, an empty caption); with more the training stops."""
     relabel_with: str | None = None

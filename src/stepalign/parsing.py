@@ -47,13 +47,18 @@ def read_text(path: Path, what: str) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{what}: {str(path)!r} cannot be read: {error.strerror}") from error
-    if content.startswith(WIDE_MARKS) or (len(content) > 1 and 0 in content[:2]):
+    if is_wide(content):
         raise ValueError(f"{what}: {path} is UTF-16 or UTF-32 text; save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{what}: {path} is not UTF-8 text: {error}; save it as UTF-8") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_wide(content: bytes) -> bool:
+    """Whether a text is in UTF-16 or UTF-32, by its mark or its first character."""
+    return content.startswith(WIDE_MARKS) or (len(content) > 1 and 0 in content[:2])
 
 
 def parse_json(text: str | bytes, what: str) -> Any:

@@ -1,4 +1,4 @@
-"""Pairs in files of one's own: lines of JSON, or a folder of winners beside a folder of losers."""
+"""Pairs in files of one's own: JSON, or a folder of winners beside a folder of losers."""
 
 from __future__ import annotations
 
@@ -6,47 +6,53 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 
 from PIL import Image
 
 from stepalign.data.pairs import RawPair, Unreadable
-from stepalign.data.rows import KNOWN_LAYOUTS, Layout, Row, num_pairs, pairs_of, recognise
+from stepalign.data.rows import KNOWN_LAYOUTS, Layout, Places, Row, num_pairs, pairs_of, recognise
 from stepalign.identity import file_digest
 from stepalign.images import readable_formats
+from stepalign.local_files import file_size, local_file
+from stepalign.parsing import MAX_LINE, is_wide, parse_json, read_text
 
 SIDES = ("win", "lose")
+CAPTIONS = (".txt", ".caption")
+"""What files of captions end in; the second is kohya's default."""
 
 
 class JsonLines:
-    """The rows of a .jsonl file, one object per line, paths to pictures relative to the file.
+    """The rows of a .jsonl file, one object per line, or of a .json file with a list of objects; paths to images
+    relative to the file.
 
-    A line that is no object, or whose columns fit no layout, is a row that cannot be read. Raises ValueError when no
-    line can.
+    A row that is no object, or whose columns fit no layout, is one that cannot be used. Raises ValueError when no row
+    can.
     """
 
-    def __init__(self, path: Path, *, name: str, num_rows: int | None) -> None:
+    def __init__(self, path: Path, *, name: str, num_rows: int | None, allow_outside: bool = False) -> None:
         self.name = name
         self._path = path
-        self._lines: list[tuple[int, int]] = []  # the byte each begins at, and its number
+        self._pairs_of = partial(pairs_of, places=Places(path.parent, allow_outside))
+        self._list = _lines_of_list(path) if path.suffix.lower() == ".json" else None
+        self._lines: list[tuple[int, int]] = []  # the byte each begins at (in a list its place), and its number
         counts, refused = [], []
-        content, begin = hashlib.sha256(), 0
+        content = hashlib.sha256()
         known: dict[Path, str | None] = {}
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    found = _parse(line)
-                    if isinstance(found, Unreadable):
-                        refused.append(found)
-                        counts.append(1)
-                    else:
-                        counts.append(num_pairs(*found))
-                        images = image_digests(pairs_of(*found, where="", folder=path.parent), known)
-                        content.update(json.dumps(images).encode())
-                    self._lines.append((begin, number))
-                content.update(line)
-                begin += len(line)
+        for begin, number, line in self._all():
+            content.update(line)
+            if not line.strip():
+                continue
+            found = _parse(line)
+            if isinstance(found, Unreadable):
+                refused.append(found)
+                counts.append(1)
+            else:
+                counts.append(num_pairs(*found))
+                content.update(json.dumps(image_digests(self._pairs_of(*found, where=""), known)).encode())
+            self._lines.append((begin, number))
         if not counts:
             raise ValueError(f"data.pairs: {name} is empty; give at least one pair")
         if len(refused) == len(counts):
@@ -55,7 +61,7 @@ class JsonLines:
             )
         self._ends = list(accumulate(counts))
         self.num_rows = min(self._ends[-1], num_rows or self._ends[-1])
-        self.fingerprint = digest(content.hexdigest(), num_rows)
+        self.fingerprint = digest(content.hexdigest(), num_rows, *([allow_outside] if allow_outside else []))
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
         line = bisect_right(self._ends, start)
@@ -63,64 +69,106 @@ class JsonLines:
         return islice(self._pairs(line), skip, skip + max(0, self.num_rows - start))
 
     def _pairs(self, first: int) -> Iterator[RawPair]:
+        kind = "line" if self._list is None else "entry"
+        for number, line in self._read(self._lines[first:]):
+            where, found = f"{self._path.name} {kind} {number}", _parse(line)
+            if isinstance(found, Unreadable):
+                yield RawPair(where, found, (None, None), found)
+            else:
+                yield from self._pairs_of(*found, where=where)
+
+    def _all(self) -> Iterator[tuple[int, int, bytes]]:
+        """Where each line begins, its number and its text, of which no more than `MAX_LINE` bytes and one are kept."""
+        if self._list is not None:
+            yield from ((place, place + 1, line) for place, line in enumerate(self._list))
+            return
         with self._path.open("rb") as file:
-            for begin, number in self._lines[first:]:
+            begin, number = 0, 1
+            while line := file.readline(MAX_LINE + 1):
+                if begin == 0 and is_wide(line):
+                    raise ValueError(f"data.pairs: {self.name} is UTF-16 or UTF-32 text; save it as UTF-8")
+                yield begin, number, line
+                while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE)):
+                    line = rest
+                begin, number = file.tell(), number + 1
+
+    def _read(self, places: list[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+        if self._list is not None:
+            yield from ((number, self._list[place]) for place, number in places)
+            return
+        with self._path.open("rb") as file:
+            for begin, number in places:
                 file.seek(begin)
-                where, found = f"{self._path.name} line {number}", _parse(file.readline())
-                if isinstance(found, Unreadable):
-                    yield RawPair(where, found, (None, None), None)
-                else:
-                    yield from pairs_of(*found, where=where, folder=self._path.parent)
+                yield number, file.readline(MAX_LINE + 1)
 
 
 class WinLoseFolder:
-    """A folder with win/ and lose/: of two pictures of one name, that in win/ is preferred.
+    """A folder with win/ and lose/: of two images of one name, that in win/ is preferred.
 
-    The caption is in NAME.txt beside either picture or in the folder itself. Names are taken in sorted order.
+    The caption is in NAME.txt or NAME.caption beside either image or in the folder itself. Names are taken in sorted
+    order. Unless `allow_outside`, a symbolic link that leads out of the folder is a row that cannot be used.
     """
 
-    def __init__(self, folder: Path, *, name: str, num_rows: int | None) -> None:
+    def __init__(self, folder: Path, *, name: str, num_rows: int | None, allow_outside: bool = False) -> None:
         for side in SIDES:
             if not (folder / side).is_dir():
                 raise ValueError(f"data.pairs: {name} has no folder {side}/; pairs need win/ and lose/")
         self.name = name
         self._folder = folder
-        self._pictures = {side: _by_stem(folder / side, _extensions()) for side in SIDES}
-        self._captions = {side: _by_stem(folder / side, {".txt"}) for side in (*SIDES, ".")}
-        self._stems = sorted(set(self._pictures["win"]) | set(self._pictures["lose"]))[:num_rows]
+        self._allow_outside = allow_outside
+        self._images = {side: _by_stem(folder / side, _extensions()) for side in SIDES}
+        self._captions = {side: _by_stem(folder / side, CAPTIONS) for side in (*SIDES, ".")}
+        self._stems = sorted(set(self._images["win"]) | set(self._images["lose"]))[:num_rows]
         if not self._stems:
-            raise ValueError(f"data.pairs: {name} has no pictures in win/ and lose/")
+            raise ValueError(f"data.pairs: {name} has no images in win/ and lose/")
         self.num_rows = len(self._stems)
-        found = (*self._pictures.values(), *self._captions.values())
+        found = (*self._images.values(), *self._captions.values())
         files = [file for by_stem in found for several in by_stem.values() for file in several]
-        self.fingerprint = digest(contents(folder, files), num_rows)
+        self.fingerprint = digest(contents(folder, files), num_rows, *([allow_outside] if allow_outside else []))
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
         for stem in self._stems[start:]:
-            images = tuple(self._picture(side, stem) for side in SIDES)
-            where = next(path.name for side in SIDES for path in self._pictures[side].get(stem, []))
+            images = tuple(self._image(side, stem) for side in SIDES)
+            where = next(path.name for side in SIDES for path in self._images[side].get(stem, []))
             yield RawPair(where, self._caption(stem), (images[0], images[1]), 1.0)
 
-    def _picture(self, side: str, stem: str) -> Path | Unreadable:
-        match self._pictures[side].get(stem, []):
+    def _image(self, side: str, stem: str) -> Path | Unreadable:
+        match self._images[side].get(stem, []):
             case []:
                 return Unreadable(f"there is no picture {side}/{stem}.*")
             case [path]:
-                return path
+                try:
+                    return self._inside(path)
+                except ValueError as error:
+                    return Unreadable(f"the image {error}")
             case several:
                 return Unreadable(f"{side}/ has {' and '.join(path.name for path in several)}; one of them is expected")
 
     def _caption(self, stem: str) -> str | Unreadable:
         files = [file for captions in self._captions.values() for file in captions.get(stem, [])]
         try:
-            texts = {file: file.read_text(encoding="utf-8-sig").strip() for file in files}
-        except (OSError, UnicodeDecodeError) as error:
-            return Unreadable(f"the caption {stem}.txt cannot be read: {error}")
+            texts = {file: read_text(self._inside(file), f"the caption {file.name} cannot be read") for file in files}
+        except ValueError as error:
+            return Unreadable(str(error))
+        texts = {file: text.strip() for file, text in texts.items()}
         if not texts:
-            return Unreadable(f"there is no caption {stem}.txt in win/, in lose/ or beside them")
+            return Unreadable(f"there is no caption {stem}.txt or {stem}.caption in win/, in lose/ or beside them")
         if len(set(texts.values())) > 1:
             return Unreadable(f"there are different captions in {', '.join(_relative(self._folder, texts))}")
         return texts[files[0]]
+
+    def _inside(self, path: Path) -> Path:
+        name = path.relative_to(self._folder).as_posix()
+        return local_file(self._folder, name, allow_outside=self._allow_outside)
+
+
+def _lines_of_list(path: Path) -> list[bytes]:
+    """The entries of a .json file, each as a line of JSON."""
+    text = read_text(path, "data.pairs")
+    rows = parse_json(text, f"data.pairs: {path}") if text.strip() else []
+    if not isinstance(rows, list):
+        raise ValueError(f"data.pairs: {path} holds a JSON {type(rows).__name__}; a list of objects is expected")
+    return [json.dumps(row).encode() for row in rows]
 
 
 def digest(*parts: object) -> str:
@@ -133,13 +181,22 @@ def image_digests(pairs: Iterable[RawPair], known: dict[Path, str | None]) -> li
     files = [image for pair in pairs for image in pair.images if isinstance(image, Path)]
     for file in files:
         if file not in known:
-            known[file] = file_digest(file) if file.is_file() else None
+            known[file] = _digest_of(file)
     return [known[file] for file in files]
 
 
 def contents(folder: Path, files: Collection[Path]) -> list[tuple[str, str]]:
-    """Files as names below a folder and the SHA-256 of their content, sorted."""
-    return sorted(zip(_relative(folder, files), map(file_digest, files), strict=True))
+    """Files as names below a folder and the SHA-256 of their content, none for what cannot be read, sorted."""
+    return sorted(zip(_relative(folder, files), [_digest_of(file) or "" for file in files], strict=True))
+
+
+def _digest_of(file: Path) -> str | None:
+    """The SHA-256 of a file that can be read; None for any other, which will be a bad row."""
+    try:
+        file_size(file)
+        return file_digest(file)
+    except (OSError, ValueError):
+        return None
 
 
 def _relative(folder: Path, files: Collection[Path]) -> list[str]:
@@ -161,12 +218,14 @@ def _extensions() -> set[str]:
 
 
 def _parse(line: bytes) -> tuple[Row, Layout] | Unreadable:
+    if len(line) > MAX_LINE:
+        return Unreadable(f"the line is longer than the {MAX_LINE:,} bytes that are read")
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = parse_json(line.decode("utf-8-sig"), "the line")
     except UnicodeDecodeError:
         return Unreadable("the line is not UTF-8 text")
-    except (ValueError, RecursionError) as error:
-        return Unreadable(f"the line is no JSON: {error}")
+    except ValueError as error:
+        return Unreadable(str(error))
     if not isinstance(row, dict):
         return Unreadable(f"the line is a JSON {type(row).__name__}, not an object")
     layout = recognise(row)

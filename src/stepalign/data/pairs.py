@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.images import open_image
+from stepalign.prompt_text import check_prompt
 
 LISTED_BAD_ROWS = 20
 
@@ -60,6 +61,13 @@ class BadRow:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """A row without a label and without something else, which is no fault: nobody will read it."""
+
+    where: str
+
+
 class TooManyBadRows(ValueError):
     """More rows cannot be used than is allowed; says how many and lists the first of them."""
 
@@ -104,13 +112,15 @@ class PairSource(Protocol):
         ...
 
 
-def read(raw: RawPair) -> ImagePair | BadRow:
-    """A row opened and checked, or what is wrong with it."""
+def read(raw: RawPair) -> ImagePair | BadRow | Unlabelled:
+    """A row opened and checked, or what is wrong with it; whatever a row without a label lacks, it is no bad one."""
+    label: float | None = 0.0
     try:
-        prompt, label, weight = _caption(raw.prompt), _label(raw.label), _weight(raw.weight)
+        label = _label(raw.label)
+        prompt, weight = _caption(raw.prompt), _weight(raw.weight)
         first, second = (_opened(*item) for item in zip(raw.images, ("first", "second"), strict=True))
     except ValueError as error:
-        return BadRow(raw.where, " ".join(str(error).split())[:300])
+        return Unlabelled(raw.where) if label is None else BadRow(raw.where, " ".join(str(error).split())[:300])
     return ImagePair(prompt, (first, second), label, weight)
 
 
@@ -161,21 +171,13 @@ def _caption(prompt: object) -> str:
         raise ValueError(prompt.reason)
     if prompt is None:
         raise ValueError("the caption is missing")
-    if not isinstance(prompt, str):
-        raise ValueError(f"the caption is of type {type(prompt).__name__}, not text")
-    if not prompt.strip():
-        raise ValueError("the caption is empty")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the caption holds half a character, which is no text") from None
-    return prompt
+    return check_prompt(prompt, "the caption")
 
 
 def _label(label: object) -> float | None:
     if isinstance(label, Unreadable):
         raise ValueError(label.reason)
-    if label is None:
+    if label is None or label != label:  # NaN is how tables without nulls say so
         return None
     if not isinstance(label, int | float) or label not in (0, 0.5, 1):
         raise ValueError(f"label {label!r} is not 0, 0.5 or 1")

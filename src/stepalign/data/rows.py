@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
 from stepalign.data.pairs import RawPair, Unreadable
+from stepalign.local_files import local_file
 
 Row = Mapping[str, object]
 
@@ -20,14 +22,18 @@ class Layout(Enum):
 
     PICK_A_PIC = "caption, jpg_0, jpg_1, label_0, label_1 and optionally has_label, num_example_per_prompt"
     CHOSEN = "prompt, chosen, rejected and optionally weight"
-    RANKED = "prompt, images or image_path (lists), human_preference or rank (lists)"
+    RANKED = (
+        "prompt, images, image_path or file_path (lists), human_preference or rank (lists, or the best one's number)"
+    )
     LABELLED = "prompt, image_0, image_1 and optionally label, weight"
     BEST_FIRST = "prompt, path1 (the preferred one), path2 and optionally weight"
 
 
 KNOWN_LAYOUTS = "; ".join(layout.value for layout in Layout) + "; caption may stand for prompt"
 LISTS_OF_PICTURES = ("images", "image", "image_path", "file_path")
-"""The columns of HPDv2 and its copies, pictures before paths."""
+"""The columns of HPD v1, HPDv2 and their copies, images before paths."""
+MAX_RANKED = 100
+"""Images in one ranking, which stand for 4950 pairs."""
 COLUMNS = frozenset(LISTS_OF_PICTURES).union(
     ("prompt", "caption", "label", "weight", "human_preference", "rank"),
     ("jpg_0", "jpg_1", "label_0", "label_1", "has_label", "num_example_per_prompt"),
@@ -55,19 +61,32 @@ def recognise(columns: Collection[str]) -> Layout | None:
 
 
 def num_pairs(row: Row, layout: Layout) -> int:
-    """How many pairs a row gives: n (n - 1) / 2 for a ranking of n pictures, otherwise one."""
-    rank = row.get("rank")
-    if layout is not Layout.RANKED or row.get("human_preference") or not isinstance(rank, list):
+    """How many pairs a row gives: n (n - 1) / 2 for a ranking of n images, n - 1 for the best of n, otherwise one."""
+    if layout is not Layout.RANKED:
         return 1
-    return max(1, math.comb(len(rank), 2))
+    if _is_number_of(row.get("human_preference")):
+        return max(1, _within(len(_images(row))) - 1)
+    rank = row.get("rank")
+    if row.get("human_preference") or not isinstance(rank, list):
+        return 1
+    return max(1, math.comb(_within(len(rank)), 2))
 
 
-def pairs_of(row: Row, layout: Layout, *, where: str, folder: Path | None) -> list[RawPair]:
-    """The pairs of a row, as many as `num_pairs` says whatever is wrong with it.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the image files that rows name may lie."""
 
-    Paths to pictures are relative to `folder`; None says that there is none they could be relative to.
-    """
-    pair = partial(_pair, where=where, prompt=row.get("prompt", row.get("caption")), folder=folder)
+    folder: Path | None
+    """Paths are relative to it, and stay inside it; None where there is none that they could be relative to."""
+    allow_outside: bool = False
+    """Whether they may also lie anywhere else."""
+    caches: tuple[Path, ...] = ()
+    """Without a folder, where absolute paths may lead: the copies that `datasets` has made."""
+
+
+def pairs_of(row: Row, layout: Layout, *, where: str, places: Places) -> list[RawPair]:
+    """The pairs of a row, as many as `num_pairs` says whatever is wrong with it."""
+    pair = partial(_pair, where=where, prompt=row.get("prompt", row.get("caption")), places=places)
     match layout:
         case Layout.PICK_A_PIC:
             pair = partial(pair, prompt=row["caption"])
@@ -83,29 +102,33 @@ def pairs_of(row: Row, layout: Layout, *, where: str, folder: Path | None) -> li
 
 
 def _pair(
-    first: object, second: object, *, where: str, prompt: object, label: object, weight: object, folder: Path | None
+    first: object, second: object, *, where: str, prompt: object, label: object, weight: object, places: Places
 ) -> RawPair:
-    return RawPair(where, prompt, (_picture(first, folder), _picture(second, folder)), label, weight)
+    return RawPair(where, prompt, (_image(first, places), _image(second, places)), label, weight)
 
 
-def _picture(value: object, folder: Path | None) -> object:
-    """A picture as a row has it, turned into an `ImageSource` where that is possible without opening it."""
+def _image(value: object, places: Places) -> object:
+    """An image as a row has it, turned into an `ImageSource` where that is possible without opening it."""
     if isinstance(value, dict):  # how `datasets` keeps an image it has not decoded
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not isinstance(value, str):
         return value
     if not value:
         return None
-    if "://" in value:
-        return Unreadable(f"{value} is an address; pictures are read from the rows or from files on this machine")
-    if folder is None and not Path(value).is_absolute():
-        return Unreadable(f"{value} is a path, and a hub dataset has no folder that it could be relative to")
-    return Path(value) if folder is None else folder / value
+    if "://" in value[:20] or value.startswith("data:"):
+        return Unreadable(f"{value[:80]} is an address; images are read from the rows or from files on this machine")
+    cached = places.folder is None and any(map(Path(value).is_relative_to, places.caches))
+    if places.folder is None and not (cached or (places.allow_outside and Path(value).is_absolute())):
+        return Unreadable(f"{value[:80]} is a path, and a hub dataset has no folder that it could be relative to")
+    try:
+        return local_file(places.folder or Path(), value, allow_outside=places.allow_outside or cached)
+    except ValueError as error:
+        return Unreadable(f"the image {error}")
 
 
 def _pick_a_pic_label(row: Row) -> object:
-    first, second = row["label_0"], row["label_1"]
-    if not row.get("has_label", (first, second) != (None, None)):
+    first, second = (None if label != label else label for label in (row["label_0"], row["label_1"]))  # NaN
+    if row.get("has_label") in (False, 0) or (first is None and second is None):
         return None
     if not (_is_number(first) and _is_number(second) and first + second == 1):
         return Unreadable(f"label_0 {first} and label_1 {second} do not add up to 1")
@@ -120,10 +143,13 @@ def _pick_a_pic_weight(row: Row) -> object:
 
 
 def _ranked(row: Row, pair: Callable[..., RawPair], where: str) -> list[RawPair]:
-    """HPDv2: a preference between two pictures, or the ranks of n, of which the lowest is the best (tgxs002/HPSv2)."""
-    images = row[next(name for name in LISTS_OF_PICTURES if name in row)]
-    images = images if isinstance(images, list) else []
-    preference, rank = row.get("human_preference"), row.get("rank")
+    """HPDv2: a preference between two images, or the ranks of n, of which the lowest is the best (tgxs002/HPSv2). HPD
+    v1: the number of the best one of n, from 0 (tgxs002/align_sd)."""
+    images, preference, rank = _images(row), row.get("human_preference"), row.get("rank")
+    if max(len(images), len(rank) if isinstance(rank, list) else 0) > MAX_RANKED:
+        return [pair(None, None, label=Unreadable(f"it ranks more than {MAX_RANKED} images"), weight=1.0)]
+    if _is_number_of(preference):
+        return _best_of(preference, images, pair, where)
     if preference or not isinstance(rank, list) or len(rank) < 2:
         first, second = images if len(images) == 2 else (None, None)
         return [pair(first, second, label=_preferred(preference, rank, len(images)), weight=1.0)]
@@ -142,7 +168,34 @@ def _ranked(row: Row, pair: Callable[..., RawPair], where: str) -> list[RawPair]
     return pairs
 
 
+def _best_of(best: int, images: list[object], pair: Callable[..., RawPair], where: str) -> list[RawPair]:
+    """The best image beside each of the others, in their order."""
+    if len(images) < 2 or not 0 <= best < len(images):
+        wrong = Unreadable(f"human_preference {best} is the number of none of {len(images)} images, counted from 0")
+        return [pair(None, None, label=wrong, weight=1.0) for _ in range(max(1, len(images) - 1))]
+    pairs = []
+    for other in range(len(images)):
+        if other != best:
+            i, j = sorted((best, other))
+            place = where if len(images) == 2 else f"{where}, pictures {i + 1} and {j + 1}"
+            weight = 1 / (len(images) - 1)
+            pairs.append(pair(images[i], images[j], where=place, label=float(i == best), weight=weight))
+    return pairs
+
+
+def _images(row: Row) -> list[object]:
+    images = row[next(name for name in LISTS_OF_PICTURES if name in row)]
+    return images if isinstance(images, list) else []
+
+
+def _within(length: int) -> int:
+    """The length of a ranking; 1, which gives a single row, for one that is too long to be used."""
+    return length if length <= MAX_RANKED else 1
+
+
 def _preferred(preference: object, rank: object, num_images: int) -> object:
+    if preference is None and rank is None:
+        return None
     if not preference:
         return Unreadable(f"it has no human_preference, and rank {rank} is no ranking of two pictures or more")
     if num_images != 2:
@@ -160,6 +213,11 @@ def _lower(first: object, second: object) -> object:
 
 def _mismatch(num_ranks: int, num_images: int) -> Unreadable:
     return Unreadable(f"it has {num_ranks} ranks for {num_images} pictures")
+
+
+def _is_number_of(preference: object) -> TypeGuard[int]:
+    """Whether a preference is an image's number, as in HPD v1."""
+    return isinstance(preference, int) and not isinstance(preference, bool)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -11,52 +11,62 @@ from stepalign.data.tables import hub_pairs, parquet_pairs, saved_pairs
 from stepalign.hub import is_hub_id
 
 KINDS = (
-    "a .jsonl file, a folder with win/ and lose/, a .parquet file or a folder of them, a folder written by "
+    "a .jsonl or .json file, a folder with win/ and lose/, a .parquet file or a folder of them, a folder written by "
     "save_to_disk of `datasets`, or a hub dataset OWNER/NAME or OWNER/NAME@REVISION"
 )
 
 
 def open_pairs(
-    source: str, *, split: str = "train", streaming: bool = False, num_rows: int | None = None
+    source: str,
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    num_rows: int | None = None,
+    allow_outside: bool = False,
 ) -> PairSource:
     """The pairs at a path, or in a dataset of the hub.
 
     A row is one pair: a ranking of n pictures is n (n - 1) / 2 rows. `num_rows` keeps the first so many. `split` is for
     parquet folders, saved dictionaries of datasets and the hub; what has no splits takes "train" only. `streaming`
     spares parquet files and the hub's datasets the copy to the cache; the other kinds are read as they are asked for in
-    any case. Raises ValueError for a source of no known kind or layout, for an empty one, and when the hub refuses.
+    any case. `allow_outside` lets rows name image files outside the folder of their file.
+
+    Raises ValueError for a source of no known kind or layout, for an empty one, and when the hub refuses.
     """
     require(num_rows is None or num_rows >= 1, "num_rows", num_rows, "at least 1")
     path = Path(source).expanduser()
     if not source.strip() or not path.exists():
         if is_hub_id(source.partition("@")[0]):
-            return hub_pairs(source, split=split, streaming=streaming, num_rows=num_rows)
+            return hub_pairs(source, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside)
         raise ValueError(f"data.pairs: there is nothing at {source!r}; expected {KINDS}")
     if path.is_dir():
-        return _open_folder(path, name=source, split=split, streaming=streaming, num_rows=num_rows)
+        return _open_folder(
+            path, name=source, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside
+        )
     match path.suffix.lower():
-        case ".jsonl":
+        case ".jsonl" | ".json":
             _require_no_split(split, source)
-            return JsonLines(path, name=source, num_rows=num_rows)
+            return JsonLines(path, name=source, num_rows=num_rows, allow_outside=allow_outside)
         case ".parquet":
             _require_no_split(split, source)
-            return parquet_pairs(path, name=source, split=split, streaming=streaming, num_rows=num_rows)
-        case ".json":
-            raise ValueError(
-                f"data.pairs: {source} is a .json file; one object per line in a .jsonl file is read "
-                "(jq -c '.[]' makes it of a list)"
+            return parquet_pairs(
+                path, name=source, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside
             )
     raise ValueError(f"data.pairs: {source} is of no known kind; expected {KINDS}")
 
 
-def _open_folder(path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None) -> PairSource:
+def _open_folder(
+    path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None, allow_outside: bool
+) -> PairSource:
     if any((path / side).is_dir() for side in SIDES):
         _require_no_split(split, name)
-        return WinLoseFolder(path, name=name, num_rows=num_rows)
+        return WinLoseFolder(path, name=name, num_rows=num_rows, allow_outside=allow_outside)
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-        return saved_pairs(path, name=name, split=split, num_rows=num_rows)
+        return saved_pairs(path, name=name, split=split, num_rows=num_rows, allow_outside=allow_outside)
     if next(path.rglob("*.parquet"), None) is not None:
-        return parquet_pairs(path, name=name, split=split, streaming=streaming, num_rows=num_rows)
+        return parquet_pairs(
+            path, name=name, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside
+        )
     raise ValueError(f"data.pairs: the folder {name} is of no known kind; expected {KINDS}")
 
 

@@ -6,6 +6,7 @@ import glob
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ from typing import Any
 from stepalign.config import require
 from stepalign.data.files import contents, digest, image_digests
 from stepalign.data.pairs import RawPair
-from stepalign.data.rows import COLUMNS, KNOWN_LAYOUTS, Layout, num_pairs, pairs_of, recognise
+from stepalign.data.rows import (
+    COLUMNS,
+    KNOWN_LAYOUTS,
+    LISTS_OF_PICTURES,
+    Layout,
+    Places,
+    num_pairs,
+    pairs_of,
+    recognise,
+)
 from stepalign.hub import out_of_reach, reach_hub
 from stepalign.identity import file_digest
 
@@ -39,12 +49,12 @@ class Table:
         *,
         name: str,
         fingerprint: str,
-        folder: Path | None,
+        places: Places,
         streaming: bool,
         num_rows: int | None,
     ) -> None:
         self.name = name
-        self.fingerprint = digest(fingerprint, num_rows)
+        self.fingerprint = digest(fingerprint, num_rows, *([True] if places.allow_outside else []))
         if not columns:
             raise ValueError(f"data.pairs: {name} is empty; give at least one pair")
         layout = recognise(columns)
@@ -52,22 +62,28 @@ class Table:
             found = ", ".join(columns)
             raise ValueError(f"data.pairs: the columns of {name} fit no layout: {found}; known are {KNOWN_LAYOUTS}")
         self._layout = layout
-        self._folder = folder
+        self._places = places
         self._rows = _as_stored(dataset).select_columns([column for column in columns if column in COLUMNS])
         self._ends: list[int] | None = None
         self.num_rows = num_rows
         if not streaming:
             self.num_rows = min(self._num_pairs(dataset, columns), num_rows or sys.maxsize)
         first = next(self.rows(), None)
-        if folder is not None and first is not None and any(isinstance(image, Path) for image in first.images):
+        if places.folder is not None and first is not None and any(isinstance(image, Path) for image in first.images):
             self.fingerprint = digest(self.fingerprint, image_digests(self.rows(), {}))
 
     def _num_pairs(self, dataset: Any, columns: list[str]) -> int:
         """How many pairs the rows give."""
+        from datasets import Value  # type: ignore[import-untyped]
+
         length: int = len(dataset)
         if self._layout is Layout.RANKED:
-            ranks = dataset.select_columns([column for column in ("human_preference", "rank") if column in columns])
-            self._ends = list(accumulate(num_pairs(row, self._layout) for row in ranks))
+            wanted = {"human_preference", "rank"}
+            if isinstance(dataset.features.get("human_preference"), Value):
+                wanted |= {next(column for column in LISTS_OF_PICTURES if column in columns)}  # HPD v1: how many
+            ranks: Any = _as_stored(dataset).select_columns([column for column in columns if column in wanted])
+            rows = (row for table in ranks.iter(batch_size=100) for row in table.to_pylist())
+            self._ends = list(accumulate(num_pairs(row, self._layout) for row in rows))
             length = self._ends[-1]
         return length
 
@@ -85,8 +101,9 @@ class Table:
         return islice(self._pairs(record), skip, stop)
 
     def _pairs(self, first: int) -> Iterator[RawPair]:
+        found = partial(pairs_of, places=self._places)
         for number, row in enumerate(self._records(first), first):
-            yield from pairs_of(row, self._layout, where=f"row {number}", folder=self._folder)
+            yield from found(row, self._layout, where=f"row {number}")
 
     def _records(self, first: int) -> Iterator[dict[str, object]]:
         rows = self._rows.skip(first) if first else self._rows
@@ -94,9 +111,11 @@ class Table:
             yield from table.to_pylist()
 
 
-def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None) -> Table:
+def parquet_pairs(
+    path: Path, *, name: str, split: str, streaming: bool, num_rows: int | None, allow_outside: bool = False
+) -> Table:
     """A .parquet file, or a folder of them with splits by their names; without streaming copied to the cache first."""
-    from datasets import config  # type: ignore[import-untyped]
+    from datasets import config
 
     files, folder = ([path], path.parent) if path.is_file() else (sorted(path.rglob("*.parquet")), path)
     place = glob.escape(str(path.absolute()))  # `datasets` reads names as patterns
@@ -113,13 +132,13 @@ def parquet_pairs(path: Path, *, name: str, split: str, streaming: bool, num_row
         columns,
         name=name if path.is_file() else f"{name}, split {split}",
         fingerprint=fingerprint,
-        folder=folder,
+        places=Places(folder, allow_outside),
         streaming=streaming,
         num_rows=num_rows,
     )
 
 
-def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) -> Table:
+def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None, allow_outside: bool = False) -> Table:
     """A folder written by save_to_disk of a Dataset, or of a DatasetDict with its splits."""
     from datasets import DatasetDict, load_from_disk
 
@@ -139,13 +158,13 @@ def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None) ->
         _columns(dataset),
         name=name,
         fingerprint=fingerprint,
-        folder=folder,
+        places=Places(folder, allow_outside),
         streaming=False,
         num_rows=num_rows,
     )
 
 
-def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None) -> Table:
+def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None, allow_outside: bool = False) -> Table:
     """A dataset of the hub, OWNER/NAME or OWNER/NAME@REVISION."""
     repository, _, revision = source.partition("@")
     reach_hub()
@@ -162,10 +181,18 @@ def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None)
         columns,
         name=f"{source}, split {split}",
         fingerprint=digest(repository, commit, split),
-        folder=None,
+        places=Places(None, allow_outside, _caches()),
         streaming=streaming,
         num_rows=num_rows,
     )
+
+
+def _caches() -> tuple[Path, ...]:
+    """Where `datasets` and the hub's client keep files."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    return tuple(map(Path, (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, constants.HF_HUB_CACHE)))
 
 
 def _built(path: str, *, split: str, streaming: bool, **given: str | None) -> tuple[Any, list[str], str]:
