@@ -70,3 +70,8 @@ def test_devices_that_are_not_here_are_named(name: str) -> None:
     with pytest.raises(ValueError, match=r"^device: "):
         check_device(name)
     check_device("cpu")
+
+
+def test_weighting_syntax_of_other_programs_is_noted_once() -> None:
+    (note,) = notes_on(GRADSPO_SD15, ["a (red:1.3) cat", "a cat", "a dog <lora:style:0.8>"])
+    assert note.startswith("2 of 3 prompts have prompt-weighting syntax, the first '(red:1.3)'; it is taken literally")

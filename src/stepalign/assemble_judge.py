@@ -30,6 +30,7 @@ from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.identity import base_identity
 from stepalign.parallel import processes
+from stepalign.prompt_text import weighting_note
 from stepalign.prompts_cut import Reader
 from stepalign.protocols import Scorer
 from stepalign.recipes import MINIATURE
@@ -116,6 +117,9 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     else:
         held_out, other = _prepared(loaded.held_out, data, model, None, loaded.encoders, watcher)
         name = public_name(other.pairs)
+    note = weighting_note(list(dict.fromkeys([*pairs.prompts, *held_out.prompts])))
+    if note is not None:
+        watcher.note(note)
     held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
     seen_through = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
     spm, precision = loaded.spm.to(processes().device), recipe.training.precision

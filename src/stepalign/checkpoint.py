@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 import torch
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path, kind: type[S]) -> tuple[S, dict[str, str]]:
     except MemoryError:
         raise
     except Exception as error:  # what damaged bytes raise in zipfile, pickle and torch has no end
-        raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({error})") from error
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({_reason(error)})") from error
 
 
 def previous(path: Path) -> Path:
@@ -109,3 +110,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint cannot be read; not in torch's words where these advise to run what the file holds."""
+    return "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)

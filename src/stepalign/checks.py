@@ -16,6 +16,7 @@ from stepalign.judges.spm_files import CONFIG, WEIGHTS
 from stepalign.miniature import world
 from stepalign.models.load import check_names
 from stepalign.parsing import check_text
+from stepalign.prompt_text import weighting_note
 from stepalign.recipes import MINIATURE, RELEASED_JUDGES, SDXL, SDXL_VAE, FrozenModel, JudgeChoice, Recipe
 from stepalign.tensor_files import weight_files
 from stepalign.train_judge import NUM_TRAIN_TIMESTEPS
@@ -132,6 +133,8 @@ def notes_on(recipe: Recipe, prompts: Iterable[str]) -> list[str]:
     judged = "sdxl" if "/sdxl_" in judge else "sd"
     if family in full_names and released and judged != family:
         notes.append(f"the judge {judge} was trained for {full_names[judged]}, and {model} is {full_names[family]}")
+    prompts = list(prompts)
+    notes += filter(None, [weighting_note(prompts)])
     if is_miniature(recipe.model):
         notes += notes_on_prompts(prompts)
         if released or is_hub_id(judge):

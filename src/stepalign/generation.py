@@ -38,6 +38,7 @@ from stepalign.models.identity import adapters_identity, base_identity
 from stepalign.models.unet import replace_unet
 from stepalign.parallel import decided_by_main, processes
 from stepalign.policy import GuidedNetwork
+from stepalign.prompt_text import weighting_note
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import FrozenModel, local_path
 from stepalign.rollout import sample
@@ -126,7 +127,8 @@ def generate_folder(
         if files is None:
             return (read_record(output) or {}) if processes().is_main_process else {}
         start = time.perf_counter()
-        for note in notes_on_prompts(prompts) if is_miniature(choice.model) else []:
+        foreign = notes_on_prompts(prompts) if is_miniature(choice.model) else []
+        for note in filter(None, [weighting_note(prompts), *foreign]):
             watcher.note(note)
         cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
         missing = [row for row in rows if row.file in set(files)]

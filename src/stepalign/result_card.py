@@ -22,6 +22,7 @@ from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
 from stepalign.identity import values_digest
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
+from stepalign.markdown import code_block, markdown_text
 from stepalign.parsing import parse_json, read_text
 from stepalign.prompts_cut import cut_words
 from stepalign.run_directory import device_name, versions
@@ -152,7 +153,12 @@ def mean_over_prompts(rows: list[ImageRow], values: list[float]) -> dict[str, An
 
 def card(results: dict[str, Any]) -> str:
     """The result card as Markdown: the numbers, and all that is needed to get them again."""
-    lines = [f"# {results['name']}", "", f"{results['num_images']} pictures of {results['num_prompts']} prompts.", ""]
+    lines = [
+        f"# {markdown_text(results['name'])}",
+        "",
+        f"{results['num_images']} pictures of {results['num_prompts']} prompts.",
+        "",
+    ]
     if sampling := sampling_words(sampling_of_generation(results["generation"])):
         lines += [f"Sampled with {sampling}.", ""]
     own = [name for name in results["scores"] if not name.endswith(WRONG)]
@@ -161,7 +167,8 @@ def card(results: dict[str, Any]) -> str:
         lines += ["", "Diagnostics: the same images with other prompts' texts.", "", *_score_lines(results, wrong)]
     lines += ["", "## Scorers", "", "| scorer | weights | SHA-256 | preprocessing |", "|---|---|---|---|"]
     for name, record in results["scorers"].items():
-        lines.append(f"| {name} | {record['weights']} | `{record['sha256'][:16]}` | {record['preprocessing']} |")
+        shown = [markdown_text(text) for text in (name, record["weights"], record["preprocessing"])]
+        lines.append(f"| {shown[0]} | {shown[1]} | `{record['sha256'][:16]}` | {shown[2]} |")
     cut = [record["prompts_cut"] for record in results["scorers"].values() if "prompts_cut" in record]
     told = [cut_words(name, num, one["num_prompts"]) for one in cut for name, num in one["cut"].items() if num]
     lines += ["", *(f"- {sentence}" for sentence in dict.fromkeys(told))] if told else []
@@ -171,7 +178,7 @@ def card(results: dict[str, Any]) -> str:
     lines += ["", "## Pictures", ""]
     lines += [f"- prompts, SHA-256: `{results['prompts_sha256']}`", f"- pictures: `{results['pictures_sha256']}`"]
     if results["generation"] is not None:
-        lines += ["", "```json", json.dumps(results["generation"], indent=1, ensure_ascii=False), "```"]
+        lines += ["", code_block(json.dumps(results["generation"], indent=1, ensure_ascii=False), "json")]
     libraries = ", ".join(f"{library} {number}" for library, number in results["versions"].items())
     lines += ["", f"Scored on {results['device']} with {libraries}."]
     return "\n".join(lines) + "\n"
@@ -179,7 +186,8 @@ def card(results: dict[str, Any]) -> str:
 
 def _score_lines(results: dict[str, Any], names: list[str]) -> list[str]:
     """A table of some columns' means."""
-    rows = [f"| {name} | {_cell(results['scores'][name])} | {results['scorers'][name]['scale']} |" for name in names]
+    scales = {name: markdown_text(results["scorers"][name]["scale"]) for name in names}
+    rows = [f"| {markdown_text(name)} | {_cell(results['scores'][name])} | {scales[name]} |" for name in names]
     return ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|", *rows]
 
 
@@ -192,7 +200,13 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
         lines += [f"- {name.replace('_', ' ')}: {_cell(found[name])}" for name in ("pairwise_distance", "vendi_score")]
     if "drift" in results:
         found = results["drift"]
-        lines += ["", f"## Distance from {found['reference']}", "", f"{found['num_images']} pictures.", ""]
+        lines += [
+            "",
+            f"## Distance from {markdown_text(found['reference'])}",
+            "",
+            f"{found['num_images']} pictures.",
+            "",
+        ]
         if "kid" in found:
             kid = found["kid"]
             means = f"mean over subsets of {kid['subset_size']}, standard deviation {kid['std']:.5f}"
@@ -203,7 +217,7 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
         found = results["geneval"]
         lines += [
             "",
-            f"## {found['name']}",
+            f"## {markdown_text(found['name'])}",
             "",
             "| task | right (95 % interval over prompts) | pictures |",
             "|---|---|---|",
@@ -219,7 +233,7 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
 
 
 def _network(record: dict[str, Any]) -> str:
-    return f"{record['weights']} (`{record['sha256'][:16]}`; {record['preprocessing']})"
+    return f"{markdown_text(record['weights'])} (`{record['sha256'][:16]}`; {markdown_text(record['preprocessing'])})"
 
 
 def _cell(row: dict[str, Any]) -> str:

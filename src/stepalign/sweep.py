@@ -29,6 +29,7 @@ from stepalign.claim import marker_of
 from stepalign.config import change, check_directory_name, require, to_plain
 from stepalign.identity import Identity, refuse_differences, values_digest
 from stepalign.job import SCORES, run
+from stepalign.markdown import markdown_text
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.run_directory import Watcher, finished, timing_of
@@ -205,10 +206,15 @@ def run_scores(run_directory: Path) -> Scores:
 
 def _markdown(table: str, rows: list[dict[str, Any]]) -> str:
     metrics = list(next((row["scores"] for row in rows if row["scores"]), {}))
-    heads = [f"{metric}: gain (95 % interval) | against the first" for metric in metrics]
-    lines = [f"## {table}", "", f"| | runs | {' | '.join(heads)} | minutes |", "|---" * (3 + 2 * len(metrics)) + "|"]
+    heads = [f"{markdown_text(metric)}: gain (95 % interval) | against the first" for metric in metrics]
+    lines = [
+        f"## {markdown_text(table)}",
+        "",
+        f"| | runs | {' | '.join(heads)} | minutes |",
+        "|---" * (3 + 2 * len(metrics)) + "|",
+    ]
     for row in rows:
-        cells = [row["row"], str(len(row["seeds"]))]
+        cells = [markdown_text(row["row"]), str(len(row["seeds"]))]
         for metric in metrics:
             score = row["scores"].get(metric)
             against = score and score.get("against_first")

@@ -13,13 +13,14 @@ from stepalign.comparison_report.tables import (
     score_table,
     strength_table,
 )
+from stepalign.markdown import markdown_text
 
 
 def comparison_markdown(summary: dict[str, Any]) -> str:
     """The tables of a comparison, of which `summary` is what comparison.json holds, as Markdown."""
     digits, scorers = score_digits(summary), list(summary["scorers"])
     pairs = list(dict.fromkeys((row["base"], row["other"]) for row in summary["pairs"]))
-    lines = [f"# {', '.join(_plain(model) for model in summary['models'])}", ""]
+    lines = [f"# {', '.join(markdown_text(model) for model in summary['models'])}", ""]
     lines += [
         f"{summary['num_prompts']:,} prompts, {summary['num_pictures']:,} pictures of each model. Intervals are 95 %,"
     ]
@@ -27,17 +28,17 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
         "over prompts. **Bold**: best, its interval against the next leaves out 0; _italic_: second best likewise.",
         "",
     ]
-    lines += [*map(_plain, sampling_lines(summary)), ""]
+    lines += [*map(markdown_text, sampling_lines(summary)), ""]
     lines += _table(
         ["", *scorers],
         [[row["name"], *(_marked(*cell[1:]) for cell in row["cells"])] for row in score_table(summary, digits)],
     )
     for base, other in pairs:
         head = ["", base, other, "difference", "95 % interval", "win rate", "p", "p, Holm"]
-        lines += [f"## {_plain(other)} against {_plain(base)}", ""]
+        lines += [f"## {markdown_text(other)} against {markdown_text(base)}", ""]
         lines += _table(head, [_pair_line(row) for row in pair_rows(summary, (base, other), digits)])
         told = any_text_lines(summary, (base, other), digits)
-        lines += [*(f"- {_plain(line)}" for line in told), *([""] if told else [])]
+        lines += [*(f"- {markdown_text(line)}" for line in told), *([""] if told else [])]
     lines += [
         "A tie is half a win. p is that of a sign-flip test over prompts; Holm's adjusts it for all of the tests here.",
         "",
@@ -49,7 +50,11 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
     for base, other in pairs if summary["categories"] else []:
         table = category_table(summary, (base, other), digits)
         rows = [[row["name"], *(_marked(*cell[1:3]) for cell in row["cells"])] for row in table]
-        lines += [f"## {_plain(other)} against {_plain(base)}, by category", "", *_table(["", *scorers], rows)]
+        lines += [
+            f"## {markdown_text(other)} against {markdown_text(base)}, by category",
+            "",
+            *_table(["", *scorers], rows),
+        ]
     return "\n".join([*lines, *_provenance(summary)])
 
 
@@ -59,10 +64,10 @@ def _provenance(summary: dict[str, Any]) -> list[str]:
     for name, record in summary["scorers"].items():
         libraries = ", ".join(f"{library} {version}" for library, version in record["libraries"].items())
         told = [f"{record['weights']} (sha256 {record['sha256']})", record["preprocessing"], record["scale"], libraries]
-        lines += [f"- {_plain(name)}: {_plain('; '.join(told))}"]
+        lines += [f"- {markdown_text(name)}: {markdown_text('; '.join(told))}"]
     for name, models in summary["left_out"].items():
-        lines += [f"- left out: {_plain(name)}, which has scored only {_plain(', '.join(models))}"]
-    warnings = [f"- {_plain(warning)}" for warning in summary["warnings"]]
+        lines += [f"- left out: {markdown_text(name)}, which has scored only {markdown_text(', '.join(models))}"]
+    warnings = [f"- {markdown_text(warning)}" for warning in summary["warnings"]]
     return [*lines, "", *(["## Warnings", "", *warnings, ""] if warnings else [])]
 
 
@@ -78,10 +83,7 @@ def _marked(text: str, interval: str, mark: str = "") -> str:
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [*("| " + " | ".join(map(_plain, row)) + " |" for row in cells), ""]
-
-
-def _plain(text: str) -> str:
-    """Text that breaks neither a table nor a line."""
-    return " ".join(text.split()).replace("|", "\\|")
+    """A table whose first line and first column are names; the other cells are numbers, some of them marked."""
+    named = [[markdown_text(row[0]), *row[1:]] for row in rows]
+    cells = [[markdown_text(name) for name in head], ["---", *["---:"] * (len(head) - 1)], *named]
+    return [*("| " + " | ".join(row) + " |" for row in cells), ""]

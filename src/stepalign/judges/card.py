@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from stepalign.hub import is_hub_id
+from stepalign.markdown import code_block, code_span, markdown_text
 
 
 def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any]) -> str:
@@ -20,22 +21,22 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
     metadata |= {key: [value] for key, value in links.items() if is_hub_id(value)}
     blocks = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {name}",
-        f"A step-aware preference model ([SPO](https://arxiv.org/abs/2406.04314)) for `{summary['base']}`: it scores "
-        "the decoded x̂0 of a denoising step for a prompt, knowing the timestep. Trained with stepalign, which "
+        f"# {markdown_text(name)}",
+        f"A step-aware preference model ([SPO](https://arxiv.org/abs/2406.04314)) for {code_span(summary['base'])}: it "
+        "scores the decoded x̂0 of a denoising step for a prompt, knowing the timestep. Trained with stepalign, which "
         "loads it; transformers has no model of this type.",
         "```python\nfrom stepalign import StepAwarePreferenceModel\n\n"
         'judge = StepAwarePreferenceModel.from_pretrained("<this folder or repository>")\n```',
         f"## Accuracy\n\nShare of held-out pairs ordered as their labels say ({summary['num_decided']} pairs of "
-        f"{data['held_out']}, ties left out, 95 % intervals), next to `{summary['start']}`, the model training began "
-        "with, on the same noisy inputs.",
+        f"{markdown_text(data['held_out'])}, ties left out, 95 % intervals), next to {code_span(summary['start'])}, "
+        "the model training began with, on the same noisy inputs.",
         _accuracy_table(summary["accuracy"]),
-        f"## Training\n\n{steps} steps {seen} ({data['pairs']}); {data['num_skipped']} of "
+        f"## Training\n\n{steps} steps {seen} ({markdown_text(data['pairs'])}); {data['num_skipped']} of "
         f"{data['num_rows']} rows could not be read. Seed {summary['seed']}, {summary['timing']['device']}, "
         + ", ".join(f"{package} {version}" for package, version in summary["versions"].items())
         + ".",
-        f"```\n{command}\n```",
-        f"<details><summary>The recipe</summary>\n\n```yaml\n{recipe}```\n\n</details>",
+        code_block(command),
+        f"<details><summary>The recipe</summary>\n\n{code_block(recipe, 'yaml')}\n\n</details>",
     ]
     return "\n\n".join(blocks) + "\n"
 
