@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, SoftFileLock, Timeout
 
 from stepalign.checkpoint import write_text
-from stepalign.identity import refuse_differences
+from stepalign.identity import refuse_differences, values_digest
 from stepalign.parallel import decided_by_main, processes
 from stepalign.relative_paths import relative
 
@@ -74,7 +74,8 @@ class Claim:
 
     def _identify(self, identity: dict[str, str]) -> None:
         path = self.output / MARKER
-        marker = json.loads(path.read_text(encoding="utf-8"))
+        marker = marker_of(self.output)
+        assert marker is not None, "claiming wrote it"
         theirs: dict[str, str] = marker["identity"]
         refuse_differences(identity, theirs, whose=f"{self.output} was begun with{self.moved}")
         if identity.keys() - theirs.keys():
@@ -116,7 +117,11 @@ def marker_of(output: Path) -> dict[str, Any] | None:
     """What a directory's marker holds; None when there is none that can be read."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         marker = json.loads((output / MARKER).read_text(encoding="utf-8"))
-        whole = isinstance(marker["kind"], str) and isinstance(marker["directory"], str)
+        whole = (
+            marker.pop("sha256") == values_digest(marker)
+            and isinstance(marker["kind"], str)
+            and isinstance(marker["directory"], str)
+        )
         if whole and all(isinstance(marker[name], dict) for name in ("settings", "identity")):
             return marker
     return None
@@ -273,7 +278,7 @@ def _is_blank(output: Path) -> bool:
     hidden: list[OSError] = []
     files = [name for _, _, found in os.walk(output, onerror=hidden.append) for name in found]
     return all(isinstance(error, FileNotFoundError) for error in hidden) and all(
-        name in (MARKER, LOCK) or LEFTOVER.fullmatch(name) for name in files
+        name == MARKER or name.startswith(LOCK) or LEFTOVER.fullmatch(name) for name in files
     )
 
 
@@ -282,7 +287,7 @@ def _owned(folder: Path) -> bool:
 
 
 def _write(path: Path, marker: dict[str, Any]) -> None:
-    write_text(path, json.dumps(marker, indent=1) + "\n")
+    write_text(path, json.dumps(marker | {"sha256": values_digest(marker)}, indent=1) + "\n")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

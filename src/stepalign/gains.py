@@ -15,6 +15,7 @@ from stepalign.checkpoint import RunState, load_state, replacing, write_text
 from stepalign.claim import marker_of
 from stepalign.config import to_plain
 from stepalign.figures import gains_panels, plot_gains
+from stepalign.file_record import update_record
 from stepalign.held_out import sampling_of
 from stepalign.identity import refuse_differences
 from stepalign.protocols import Role
@@ -80,6 +81,7 @@ def measure_gains(
         temporary.write_bytes(picture)
     if (run / REPORT).is_file():
         add_gains(run / REPORT, gains_panels(gains))
+    update_record(run, (GAINS, PICTURE, REPORT))
     return gains
 
 

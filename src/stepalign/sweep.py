@@ -25,14 +25,15 @@ import torch
 
 from stepalign.assemble import assemble
 from stepalign.checkpoint import write_text
-from stepalign.claim import marker_of
+from stepalign.claim import LOCK, Owner, claim, marker_of
 from stepalign.config import change, check_directory_name, require, to_plain
+from stepalign.file_record import check_files
 from stepalign.identity import Identity, refuse_differences, values_digest
 from stepalign.job import SCORES, run
 from stepalign.markdown import markdown_text
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
-from stepalign.run_directory import Watcher, finished, timing_of
+from stepalign.run_directory import CHECKPOINT, PREVIOUS, Watcher, finished, timing_of
 from stepalign.statistics import cluster_means, clusters_of, paired_difference
 
 RESULTS, PAGE = "sweep.json", "sweep.md"
@@ -94,20 +95,33 @@ def run_sweep(
     identities: dict[str, Identity] = {}
     for path in (output, *output.parents):
         require(path.is_dir() or not path.exists(), "output", path, "a directory, not a file")
-    for number, (name, recipe) in enumerate(runs.items()):
-        if number % parts == part - 1 and not _is_done(recipe, output / name, identities):
-            if watcher is not None:
-                watcher.note(f"{number + 1} of {len(runs)}: {name}")
-            run(recipe, output / name, watcher=watcher)
-    return collect(sweep, output)
+    with claim(output, _owner(sweep), tell=watcher.note if watcher else print, lock=_lock_of(part, parts)):
+        for number, (name, recipe) in enumerate(runs.items()):
+            if number % parts == part - 1 and not _is_done(recipe, output / name, identities):
+                if watcher is not None:
+                    watcher.note(f"{number + 1} of {len(runs)}: {name}")
+                run(recipe, output / name, watcher=watcher)
+        return collect(sweep, output)
+
+
+def _owner(sweep: Sweep) -> Owner:
+    """A sweep's directory: it holds the runs of any tables, each in a directory that belongs to its recipe."""
+    names = (RESULTS, *sweep.runs())
+    return Owner("sweep", {}, legacy=lambda output: {} if any((output / name).exists() for name in names) else None)
+
+
+def _lock_of(part: int, parts: int) -> str:
+    """The lock of a share: several machines work on a sweep at once, each on runs of its own."""
+    return LOCK if parts == 1 else f"{LOCK}-{part}-of-{parts}"
 
 
 def _is_done(recipe: Recipe, folder: Path, identities: dict[str, Identity]) -> bool:
-    """Whether a run is finished; raises ValueError when it is one of other content of its parts.
+    """Whether a run is finished and its results are as they were written, checkpoints aside.
 
-    `identities` keeps those of parts that several rows share, which are read once.
+    Raises ValueError when it is one of other content of its parts. `identities` keeps those of parts that several rows
+    share, which are read once.
     """
-    if finished(folder) is None:
+    if finished(folder) is None or check_files(folder).keys() - {CHECKPOINT, PREVIOUS}:
         return False
     theirs = (marker_of(folder) or {}).get("identity", {})
     if theirs:
