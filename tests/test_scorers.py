@@ -174,10 +174,11 @@ def scorers_of(model: CLIPModel, tokenizer: CLIPTokenizer) -> list[Callable[[], 
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, index: int, batch_size: int) -> None:
+    """To 2e-6 of a score, with what kernels over other batches round in a sum of 64 products."""
     make = scorers_of(tiny_clip, tokenizer)[index]
     images = [blotches(30 + 5 * seed, 60 - 7 * seed, seed=seed) for seed in range(5)]
     whole, parted = (score_pictures(make(), images, PROMPTS, batch_size=size) for size in (5, batch_size))
-    torch.testing.assert_close(parted, whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(parted, whole, rtol=2e-6, atol=2e-5)
 
 
 def test_each_picture_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
