@@ -176,6 +176,18 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
         assert process.stderr.read() == ""
 
 
+def test_paths_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    """What a recipe names is found where the platform's encoding lacks its letters."""
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    words = [sys.executable, "-m", "stepalign.cli", "sweep", "Bücher.yaml"]
+    (tmp_path / "Bücher.yaml").write_text("a: [1", encoding="utf-8")
+    done = subprocess.run(
+        [os.fsencode(word) for word in words], env=environment, cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Bücher.yaml is not valid YAML" in done.stderr.decode()
+
+
 def test_an_encoding_without_our_signs_changes_what_is_printed_and_nothing_else() -> None:
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     before = command("print('Bücher'); raise ValueError('Bücher')")

@@ -5,6 +5,7 @@ Only what answers is imported here; the commands load libraries for seconds, and
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,9 @@ from stepalign.stopping import Stopped, stop_on_signals
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 1 for one that failed, 2 for one that makes no sense, 128 + n for
     one that signal n stopped."""
+    if argv is None and os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        # Paths in our files are UTF-8, and only a new interpreter can look for files by it.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "stepalign.cli", *sys.argv[1:]])
     words = list(sys.argv[1:] if argv is None else argv)
     command, output = next(iter(words), ""), _output_of(words)
     prepare_output()
