@@ -103,7 +103,6 @@ def toy_runs(model: BaseModel, **given: Any) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "assemble", lambda recipe: parts_of(model, recipe, **given))
         patch.setattr(job, "follow", lambda *_: [])
-        patch.setattr(job, "plot_weights", lambda *_: b"")
         patch.setattr(job, "write_report", lambda *_, **__: None)
         patch.setattr(guard, "measure", scripted)
         yield
