@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -154,7 +155,7 @@ class _Held:
         """
         output = self._output
         for path in (output, *output.parents):
-            if path.exists() and not path.is_dir():
+            if _is_other_than_a_directory(path):
                 raise ValueError(f"output: {path} is a file; give a directory")
         if (
             output.is_dir()
@@ -280,6 +281,14 @@ def _is_blank(output: Path) -> bool:
     return all(isinstance(error, FileNotFoundError) for error in hidden) and all(
         name == MARKER or name.startswith(LOCK) or LEFTOVER.fullmatch(name) for name in files
     )
+
+
+def _is_other_than_a_directory(path: Path) -> bool:
+    """Whether something stands there that is no directory; in one look, since another job may remove its directory."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _owned(folder: Path) -> bool:
