@@ -228,7 +228,7 @@ def test_a_loss_that_is_no_number_ends_training_naming_the_step(pairs: PreparedP
     with torch.no_grad():
         trainer.scorer.model.logit_scale.fill_(torch.inf)
     projection = trainer.scorer.model.text_projection.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"not a finite number in step 2; .* lower training\.learning_rate"):
+    with pytest.raises(ValueError, match=r"^the (loss|gradient) of step 2: .* lower training\.learning_rate"):
         trainer.step()
     assert trainer.num_steps == 1
     assert torch.equal(trainer.scorer.model.text_projection.weight, projection)
@@ -239,6 +239,6 @@ def test_a_gradient_that_is_no_number_leaves_the_weights_alone(pairs: PreparedPa
     trainer = make_trainer(make_scorer(tiny_spm_folder), pairs)
     before = {name: weight.detach().clone() for name, weight in trainer.scorer.model.named_parameters()}
     trainer.scorer.model.visual_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(ValueError, match="not a finite number in step 1"):
+    with pytest.raises(ValueError, match=r"^the gradient of step 1: .* no step was taken yet"):
         trainer.step()
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.scorer.model.named_parameters())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stepalign.train_settings import Watch
-from stepalign.watch import HealthWatch, signs_at
+from stepalign.watch import HealthWatch, judge_signs, signs_at
 
 HEALTHY = {
     "judge_spread": 0.5,
@@ -114,3 +114,28 @@ def test_the_watch_stops_a_run_only_when_told() -> None:
 def test_limits_that_make_no_sense_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"watch\.{field} must be .* got {value}"):
         Watch(**{field: value})
+
+
+# A judge's training
+
+
+GAINED = {"difference": 0.1, "interval": (0.02, 0.18)}
+SAME = {"difference": 0.01, "interval": (-0.07, 0.09)}
+TIES = {"difference": None, "interval": None}
+
+
+@pytest.mark.parametrize(
+    ("shares", "accuracy", "expected"),
+    [
+        ([0.5, 0.625], [SAME, GAINED], []),
+        ([0.5, 0.625], [SAME, SAME, TIES], ["nothing learned"]),
+        ([None, None], [GAINED], ["ties only"]),
+        ([None, 0.5], [SAME], ["judge constant", "nothing learned"]),
+        ([0.75], [TIES], []),
+    ],
+)
+def test_a_judge_that_learned_nothing_says_so(shares: list[Any], accuracy: list[Any], expected: list[str]) -> None:
+    rows = [{"step": step, "accuracy": share} for step, share in enumerate(shares, start=1)]
+    signs = judge_signs(rows, accuracy)
+    assert [sign.name for sign in signs] == expected
+    assert {sign.round for sign in signs} <= {len(shares)}

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from stepalign.figures import gains_panels, plot_gains
 from stepalign.file_record import update_record
 from stepalign.held_out import sampling_of
 from stepalign.identity import refuse_differences
+from stepalign.json_text import to_json
 from stepalign.protocols import Role
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.report import add_gains
@@ -75,7 +75,7 @@ def measure_gains(
         for metric in base
     }
     found = {"num_prompts": len(prompts), "sampling": sampling_of(recipe, parts), "gains": gains}
-    write_text(run / GAINS, json.dumps(found, indent=1) + "\n")
+    write_text(run / GAINS, to_json(found, indent=1) + "\n")
     picture = plot_gains(gains)
     with replacing(run / PICTURE) as temporary:
         temporary.write_bytes(picture)

@@ -19,6 +19,7 @@ from stepalign.claim import Note, Owner
 from stepalign.file_record import FILE_RECORD, check_files, describe_damage, record_files
 from stepalign.identity import values_digest
 from stepalign.images import open_image
+from stepalign.json_text import to_json
 from stepalign.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
 from stepalign.parsing import parse_json, read_text
 
@@ -86,7 +87,7 @@ def images_to_generate(output: Path, rows: list[ImageRow], tell: Note) -> list[s
 def finish_folder(output: Path, rows: list[ImageRow], record: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest, the digests of all files and, last, the record, which it returns as it is read again."""
     write_manifest(output, rows)
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    text = to_json(record, indent=2, ensure_ascii=False) + "\n"
     record_files(output, (IMAGES, MANIFEST), pending={GENERATION: text})
     write_text(output / GENERATION, text)
     return json.loads(text)

@@ -31,6 +31,7 @@ from stepalign.guard_rule import (
     watched_metrics,
 )
 from stepalign.held_out import measure
+from stepalign.json_text import to_json
 from stepalign.metrics.picture_metric import to_pictures
 from stepalign.metrics.style import style_of
 from stepalign.parallel import processes
@@ -160,7 +161,7 @@ class GuardWatch:
             for path in (self._output / ADAPTERS).glob("round-*.pt"):
                 if path not in needed:
                     path.unlink()
-        write_text(self._output / ROWS, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(self._output / ROWS, "".join(to_json(row) + "\n" for row in self.rows))
 
     def _adapter(self, num_rounds: int) -> Path:
         return self._output / ADAPTERS / f"round-{num_rounds:05d}.pt"

@@ -17,7 +17,7 @@ import json
 import shlex
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from stepalign.claim import Claim, claim
 from stepalign.config import public_name, to_yaml
 from stepalign.evaluate_judge import Scores, compare_judges, held_out_noise, score_held_out
 from stepalign.file_record import record_files
+from stepalign.json_text import to_json
 from stepalign.judge_recipes import JudgeRecipe, PairData, map_paths
 from stepalign.judge_report import JudgedPair, JudgedStep, write_judge_report
 from stepalign.judges.card import model_card
@@ -54,6 +55,7 @@ from stepalign.run_directory import (
 )
 from stepalign.stopping import Stopped, finishing
 from stepalign.train_judge import JudgeState
+from stepalign.watch import judge_signs
 
 JUDGE, START = "judge", "start.json"
 FILES = (RECIPE, METRICS, START, CHECKPOINT, PREVIOUS, JUDGE, REPORT)
@@ -103,6 +105,10 @@ def _work_on(recipe: JudgeRecipe, claimed: Claim, watcher: Watcher) -> dict[str,
         return {}
     write_recipe(output, recipe)
     summary = _summarise(recipe, parts, rows, start, judge, began) | {"prompts_cut": cut}
+    signs = judge_signs(rows, summary["accuracy"])
+    summary["watch"] = [asdict(sign) for sign in signs]
+    for sign in signs:
+        watcher.note(f"watch: {sign.message}")
     _save_judge(recipe, parts, output / JUDGE, summary)
     write_judge_report(
         output / REPORT,
@@ -112,7 +118,7 @@ def _work_on(recipe: JudgeRecipe, claimed: Claim, watcher: Watcher) -> dict[str,
         summary=summary,
         examples=_examples(recipe, parts, start, judge),
     )
-    text = json.dumps(summary, indent=2) + "\n"
+    text = to_json(summary, indent=2) + "\n"
     record_files(output, FILES, pending={SUMMARY: text})
     write_text(output / SUMMARY, text)
     return summary
@@ -168,7 +174,7 @@ def _train(
         due = stop or trainer.num_steps % recipe.checkpoint_every == 0 or trainer.num_steps == total
         if processes().is_main_process and due:
             write_recipe(output, recipe)
-            write_text(output / START, json.dumps({t: pairs.tolist() for t, pairs in start.items()}) + "\n")
+            write_text(output / START, to_json({t: pairs.tolist() for t, pairs in start.items()}) + "\n")
             write_rows(output, rows)
             save_state(trainer.state(), output / CHECKPOINT, files=(METRICS, START))
         if stop:

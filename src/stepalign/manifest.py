@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.checkpoint import write_text
+from stepalign.json_text import to_json
 from stepalign.local_files import local_file
 from stepalign.parsing import json_lines, read_text
 from stepalign.prompt_text import check_prompt
@@ -64,7 +65,7 @@ class ScoredRow:
 
 def write_manifest(folder: Path, rows: list[ImageRow]) -> None:
     """Write a folder's manifest, replacing it in one step."""
-    write_text(folder / MANIFEST, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(folder / MANIFEST, "".join(to_json(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow]:
@@ -100,7 +101,7 @@ def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow
 
 def write_scores(folder: Path, rows: list[ScoredRow]) -> None:
     """Write the scores of a folder's pictures, replacing them in one step."""
-    write_text(folder / SCORES, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    write_text(folder / SCORES, "".join(to_json(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_scores(folder: Path) -> list[ScoredRow]:

@@ -21,6 +21,7 @@ import torch
 from stepalign.checkpoint import replacing, write_text
 from stepalign.config import public_name
 from stepalign.identity import values_digest
+from stepalign.json_text import to_json
 from stepalign.manifest import EVALUATION, GENERATION, ImageRow
 from stepalign.markdown import code_block, markdown_text
 from stepalign.parsing import parse_json, read_text
@@ -92,8 +93,8 @@ def write_results(
     }
     with replacing(folder / PARQUET) as temporary:
         pq.write_table(pa.Table.from_pylist([_flat(row, columns, i) for i, row in enumerate(rows)]), temporary)
-    write_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    write_text(folder / EVALUATION, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / SUMMARY, to_json(summary, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / EVALUATION, to_json(results, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / CARD, card(results))
     return results
 
@@ -178,7 +179,7 @@ def card(results: dict[str, Any]) -> str:
     lines += ["", "## Pictures", ""]
     lines += [f"- prompts, SHA-256: `{results['prompts_sha256']}`", f"- pictures: `{results['pictures_sha256']}`"]
     if results["generation"] is not None:
-        lines += ["", code_block(json.dumps(results["generation"], indent=1, ensure_ascii=False), "json")]
+        lines += ["", code_block(to_json(results["generation"], indent=1, ensure_ascii=False), "json")]
     libraries = ", ".join(f"{library} {number}" for library, number in results["versions"].items())
     lines += ["", f"Scored on {results['device']} with {libraries}."]
     return "\n".join(lines) + "\n"

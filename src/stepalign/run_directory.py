@@ -13,6 +13,7 @@ import yaml
 from stepalign.checkpoint import previous, write_text
 from stepalign.claim import Owner
 from stepalign.config import to_plain
+from stepalign.json_text import to_json
 from stepalign.relative_paths import absolute, near
 from stepalign.reproducibility import processor
 
@@ -104,7 +105,7 @@ def finished(output: Path) -> dict[str, Any] | None:
 
 def write_rows(output: Path, rows: list[dict[str, Any]]) -> None:
     """Write the rows of metrics."""
-    write_text(output / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(output / METRICS, "".join(to_json(row) + "\n" for row in rows))
 
 
 def timing(*, seconds: float, training_seconds: float, device: torch.device) -> dict[str, Any]:

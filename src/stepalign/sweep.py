@@ -30,6 +30,7 @@ from stepalign.config import change, check_directory_name, require, to_plain
 from stepalign.file_record import check_files
 from stepalign.identity import Identity, refuse_differences, values_digest
 from stepalign.job import SCORES, run
+from stepalign.json_text import to_json
 from stepalign.markdown import markdown_text
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
@@ -143,7 +144,7 @@ def collect(sweep: Sweep, output: Path) -> dict[str, Any]:
         table: [_collect_row(sweep, output, row, recipe, next(iter(rows.values()))) for row, recipe in rows.items()]
         for table, rows in sweep.tables.items()
     }
-    write_text(output / RESULTS, json.dumps(results, indent=1) + "\n")
+    write_text(output / RESULTS, to_json(results, indent=1) + "\n")
     write_text(output / PAGE, "\n".join(_markdown(table, rows) for table, rows in results.items()))
     return results
 

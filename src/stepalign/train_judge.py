@@ -21,8 +21,9 @@ from torch import Tensor
 
 from stepalign.config import require
 from stepalign.data.prepared import PreparedPairs
+from stepalign.finite import check_finite
 from stepalign.judges.pairs import JudgeScorer, agreement
-from stepalign.parallel import processes
+from stepalign.parallel import processes, together
 from stepalign.seeding import EpochOrder, PromptNoise, Purpose, generator_for
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -54,7 +55,7 @@ class JudgeTraining:
         for name in ("num_warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
         for name in ("learning_rate", "max_grad_norm"):
-            require(getattr(self, name) > 0, f"training.{name}", getattr(self, name), "positive")
+            require(0 < getattr(self, name) < 1e15, f"training.{name}", getattr(self, name), "positive, below 1e15")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,9 @@ class JudgeTrainer:
         size, rank, world = self.config.batch_size, self.processes.process_index, self.processes.num_processes
         positions = range(self.num_steps * size, (self.num_steps + 1) * size)
         weight = self.pairs.weight[[self.order[position] for position in positions]].sum().item()
-        loss, right, decided = self._sum(self._accumulate(list(positions)[rank::world], weight)).tolist()
-        self._check_finite(loss, "loss")
+        sums = self._sum(together(lambda: self._accumulate(list(positions)[rank::world], weight)))
+        check_finite(sums[:1], f"the loss of step {self.num_steps + 1}", self._remedy())
+        loss, right, decided = sums.tolist()
         rate = self.config.learning_rate * linear_schedule(
             self.num_steps, self.config.num_warmup_steps, self.config.num_steps
         )
@@ -179,20 +181,24 @@ class JudgeTrainer:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad = self._sum(parameter.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm).item()
-        self._check_finite(norm, "gradient")
+        norm = torch.nn.utils.get_total_norm(
+            [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
+        )
+        check_finite(norm, f"the gradient of step {self.num_steps + 1}", self._remedy())
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        largest = torch.nn.utils.get_total_norm(self.parameters, norm_type=math.inf)
+        check_finite(largest, f"the weights after step {self.num_steps + 1}", "lower training.learning_rate")
+        return norm.item()
 
-    def _check_finite(self, value: float, name: str) -> None:
-        if not math.isfinite(value):
-            raise ValueError(
-                f"the {name} is not a finite number in step {self.num_steps + 1}; the last checkpoint is whole: try a "
-                "lower training.learning_rate, or base.precision fp32"
-            )
+    def _remedy(self) -> str:
+        """What to try where a loss or gradient is not finite."""
+        if self.num_steps == 0:
+            return "no step was taken yet: check the files of judge.start and the pairs"
+        return "training has diverged: start again with a lower training.learning_rate"
 
     def _sum(self, value: Tensor) -> Tensor:
         return reduce(value, "sum") if self.processes.num_processes > 1 else value

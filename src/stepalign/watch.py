@@ -143,3 +143,31 @@ def _unmoved(rows: list[Row], recent: list[Row], watch: Watch) -> list[tuple[str
             f"{moved[-1]:.3g} (watch.min_rms_delta): nothing is learned; raise training.learning_rate",
         )
     ]
+
+
+def judge_signs(rows: list[Row], accuracy: list[Row]) -> list[Sign]:
+    """The signs that a judge's training learned nothing.
+
+    `rows` are those of its steps, `accuracy` the held-out accuracy by timestep, with the difference to the model that
+    training began with and its interval.
+    """
+    step, found = rows[-1]["step"], []
+    shares = [row["accuracy"] for row in rows]
+    if all(share is None for share in shares):
+        message = f"all pairs of {step} steps were ties, which have no order to learn; check the labels of data.pairs"
+        found.append(Sign("ties only", step, message))
+    elif all(share in (None, 0.5) for share in shares):
+        message = f"in {step} steps the judge gave both images of every pair the same score; check data.pairs' images"
+        found.append(Sign("judge constant", step, message))
+    known = [row for row in accuracy if row["difference"] is not None]
+    if known and not any(row["interval"][0] > 0 for row in known):
+        best = max(row["difference"] for row in known)
+        found.append(
+            Sign(
+                "nothing learned",
+                step,
+                f"held-out accuracy is at no timestep significantly higher than before (at best by {best:+.3f}); "
+                "raise training.learning_rate or training.num_steps, or check the labels of data.pairs",
+            )
+        )
+    return found

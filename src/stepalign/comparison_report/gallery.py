@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from stepalign.images import open_image
+from stepalign.json_text import to_json
 from stepalign.page import SMALL, data_url, fixed
 
 MOST_PROMPTS, MOST_PICTURES = 120, 480
@@ -108,7 +108,7 @@ def card(
         "number": prompt.number,
         "category": prompt.category,
         "rows": rows,
-        "means": json.dumps(means),
+        "means": to_json(means),
         "random": gallery.ranks.get(prompt.number, ""),
         "gain": fixed(gain, digits[scorer], sign="+"),
         "verdict": "better" if gain > 0 else "worse" if gain < 0 else "",

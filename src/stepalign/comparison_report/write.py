@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from stepalign.comparison_report.tables import (
     score_table,
     strength_table,
 )
+from stepalign.json_text import to_json
 from stepalign.page import write_page
 
 
@@ -68,7 +68,7 @@ def write_comparison_report(path: Path, *, summary: dict[str, Any], prompts: lis
         "pictures_shown": gallery.num_pictures,
         "pictures_each": max(len(prompt.files[0]) for prompt in prompts),
         "cards": [card(prompt, gallery, models, digits, places[0]) for prompt in gallery.prompts],
-        "page_data": json.dumps({"scorers": scorers, "digits": list(digits.values()), "models": models}),
+        "page_data": to_json({"scorers": scorers, "digits": list(digits.values()), "models": models}),
         "different": different,
         "same": same,
         "script": script,

@@ -23,6 +23,7 @@ from jaxtyping import Bool
 
 from stepalign.checkpoint import write_text
 from stepalign.images import MAX_PIXELS
+from stepalign.json_text import to_json
 from stepalign.manifest import ImageRow, write_manifest
 from stepalign.metrics.geneval import CLASSES, COLOURS, Box, Detection, GenEvalPrompt, class_index, parse_prompt
 from stepalign.parsing import json_lines, parse_json, read_text
@@ -71,7 +72,7 @@ def write_detections(path: Path, found: Mapping[Key, Sequence[Detection]]) -> No
             | ({} if one.colour is None else {"colour": one.colour})
             for one in detections
         ]
-        rows.append(json.dumps({"prompt_index": prompt, "image_index": image, "detections": objects}))
+        rows.append(to_json({"prompt_index": prompt, "image_index": image, "detections": objects}))
     write_text(path, "".join(f"{row}\n" for row in rows))
 
 

@@ -7,7 +7,6 @@ two busy cores. The figures of a build are written to build.json beside the weig
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from rich.progress import Progress, TimeElapsedColumn
 
 from stepalign import miniature
 from stepalign.checkpoint import write_text
+from stepalign.json_text import to_json
 from stepalign.miniature.base import build_base
 from stepalign.miniature.preferences import build_judges
 
@@ -46,7 +46,7 @@ def build(output: Path, *, seed: int, steps: dict[str, int]) -> dict[str, object
             progress=progress,
         )
     figures["minutes"] = round((time.perf_counter() - start) / 60, 1)
-    write_text(output / "build.json", json.dumps(figures, indent=2) + "\n")
+    write_text(output / "build.json", to_json(figures, indent=2) + "\n")
     return figures
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=miniature.WEIGHTS, help="where to write (the package's weights)")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    print(json.dumps(build(arguments.output, seed=arguments.seed, steps=STEPS), indent=2))
+    print(to_json(build(arguments.output, seed=arguments.seed, steps=STEPS), indent=2))
 
 
 if __name__ == "__main__":
