@@ -226,6 +226,17 @@ def test_a_step_says_what_the_run_trained_on(page, given: dict[str, str], words:
     assert "best against worst" not in text
 
 
+def test_what_a_reader_must_know_first_is_at_the_top(page) -> None:
+    signs = [{"name": "a", "round": 0, "message": "the judge <b>"}, {"name": "b", "round": 3, "message": "no pairs"}]
+    cut = {"training": {"num_prompts": 4, "cut": {"text_encoder": 2, "the judge": 0}}}
+    text = page(summary={**SUMMARY, "watch": signs, "failed": "no policy", "prompts_cut": cut}).text
+    words = "no policy the judge <b> After round 3: no pairs 2 of 4 training prompts are longer than text_encoder reads"
+    assert words in text
+    assert text.index("no policy") < text.index("Both models draw")
+    assert "the judge reads" not in text
+    assert "Warnings" not in page().text
+
+
 def test_work_is_told_in_readable_numbers(page) -> None:
     text = page().text
     assert "3 min 11 s" in text

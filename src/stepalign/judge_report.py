@@ -29,6 +29,7 @@ from stepalign.page import (
     scale,
     write_page,
 )
+from stepalign.prompts_cut import all_cut_words
 from stepalign.run_directory import timing_of
 
 CURVES = (
@@ -92,6 +93,7 @@ def write_judge_report(
         "recipe": recipe,
         "summary": summary,
         "trained_on": trained_on(summary),
+        "warnings": all_cut_words(summary.get("prompts_cut") or {}),
         "counts": {key: fixed(summary[key], 0) for key in ("steps", "num_decided") if is_number(summary.get(key))},
         "duration": duration(seconds) if is_number(seconds := timing_of(summary).get("seconds")) else None,
         "accuracy": _accuracy_rows(accuracy),

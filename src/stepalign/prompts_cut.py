@@ -26,6 +26,16 @@ def count_cut(
     return {"num_prompts": len(distinct), "cut": cut}
 
 
+def all_cut_words(counts: Mapping[str, Any]) -> list[str]:
+    """A summary's `prompts_cut` for people: a sentence for each reader that cuts any of each set of prompts."""
+    return [
+        cut_words(reader, num, found["num_prompts"], which=which)
+        for which, found in counts.items()
+        for reader, num in found["cut"].items()
+        if num
+    ]
+
+
 def cut_words(reader: str, num: int, num_prompts: int, *, which: str = "") -> str:
     """That a reader cuts so many prompts, for people."""
     kind = f"{which} prompts" if which else "prompts"

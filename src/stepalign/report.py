@@ -26,6 +26,7 @@ from stepalign.page import (
     spread,
     write_page,
 )
+from stepalign.prompts_cut import all_cut_words
 from stepalign.run_directory import timing_of
 from stepalign.sampling_record import sampling_words
 
@@ -121,6 +122,7 @@ def write_report(
         "prompt": prompt,
         "trajectory": [_step_row(step, digits=step_digits) for step in trajectory],
         "trained": _trained_words(pairing, signal),
+        "warnings": _warnings(summary),
         "calls": [(call_words(name), f"{count:,}") for name, count in (summary.get("calls") or {}).items()],
         "weights": weights,
         "weighting": weighting,
@@ -143,6 +145,16 @@ def add_gains(path: Path, panels: list[Panel]) -> None:
         "intervals over held-out prompts (GradSPO, figure 2b).</p>"
     )
     write_text(path, f"{before}{start}\n{words}\n{panels_html(panels)}\n{end}{after}")
+
+
+def _warnings(summary: dict[str, Any]) -> list[str]:
+    """What a reader must know before the numbers: a failed run, signs of ill health, prompts that were cut."""
+    failed = [summary["failed"]] if summary.get("failed") else []
+    signs = [
+        f"After round {sign['round']}: {sign['message']}" if sign["round"] else sign["message"]
+        for sign in summary.get("watch") or []
+    ]
+    return [*failed, *signs, *all_cut_words(summary.get("prompts_cut") or {})]
 
 
 def call_words(name: str) -> str:
