@@ -150,7 +150,7 @@ def test_a_sweep_takes_no_finished_run_of_other_content(tmp_path: Path, monkeypa
 def leave_a_run(output: Path, identity: dict[str, str]) -> None:
     """What a finished run leaves, as far as a sweep reads it."""
     output.mkdir(parents=True)
-    marker = {"kind": "train", "directory": str(output), "settings": {}, "identity": identity}
+    marker = {"kind": "train", "version": "0", "directory": str(output), "settings": {}, "identity": identity}
     row = {"base": {"m": 0.1}, "aligned": {"m": 0.2}}
     for name, values in (("stepalign.json", [marker]), ("summary.json", [{"seconds": 1}]), ("scores.jsonl", [row] * 4)):
         lines = [json.dumps(one | {"prompt": str(index)}) for index, one in enumerate(values)]
