@@ -50,6 +50,12 @@ def test_several_pictures_are_shares_of_their_prompt() -> None:
     assert won.interval == wilson_interval(won.rate * TRIALS, TRIALS)
 
 
+def test_a_prompt_weighs_the_same_however_many_pictures_it_has() -> None:
+    """One prompt loses its 8 pictures, three win their one: 3 of 4 prompts, and 3 of 11 pictures."""
+    won = win_rate(np.array([-1.0] * 8 + [1.0] * 3), np.array([0] * 8 + [1, 2, 3]))
+    assert (won.wins, won.losses, won.rate) == (3, 8, 0.75)
+
+
 def test_pictures_that_win_together_count_as_one() -> None:
     """Four copies of every picture say no more than one."""
     once = np.where(np.arange(50) < 30, 1.0, -1.0)

@@ -81,11 +81,13 @@ def test_an_update_is_adamws_step_on_the_mean_gradient_of_all_processes(
 
         monkeypatch.setattr(module, "reduce", reduced)
     ends: list[int] = []
-    trained.learn(found, index=0, tick=lambda *_: ends.append(len(objective.noises)))
+    learned = trained.learn(found, index=0, tick=lambda *_: ends.append(len(objective.noises)))
     shares = [objective.noises[low:high] for low, high in zip([0, *ends[:-1]], ends, strict=True)]
     gradients = [sum((noise.sum(0) for noise in share), torch.zeros(LATENT_SHAPE)) / 4 + theirs for share in shares]
     assert len(gradients) == 3
     assert max(gradient.norm().item() for gradient in gradients) > 10
+    # Adam hides a factor of the gradient, the norms do not.
+    assert learned.grad_norms == pytest.approx([gradient.norm().item() for gradient in gradients], rel=1e-5)
     expected = adamw(gradients, start, rate=0.1, decay=decay)
     torch.testing.assert_close(policy.adapter["shift"].detach().double(), expected, rtol=2e-5, atol=1e-6)
 
