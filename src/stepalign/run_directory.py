@@ -14,6 +14,7 @@ from stepalign.checkpoint import previous, write_text
 from stepalign.claim import Owner
 from stepalign.config import to_plain
 from stepalign.json_text import to_json
+from stepalign.parsing import parse_yaml, read_text
 from stepalign.relative_paths import absolute, near
 from stepalign.reproducibility import processor
 
@@ -60,8 +61,8 @@ def recipe_owner(
 
     def legacy(output: Path) -> dict[str, Any] | None:
         try:
-            values = yaml.safe_load((output / RECIPE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
+            values = parse_yaml(read_text(output / RECIPE, "output"), RECIPE)
+        except ValueError:
             return None
         own = isinstance(values, dict) and ("data" in values) == ("data" in to_plain(recipe))
         return _scorers_by_name(absolute(values, output)) if own else None
