@@ -17,20 +17,18 @@ summary.json     held-out scores, base against aligned, with intervals; work don
 from __future__ import annotations
 
 import time
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from stepalign.assemble import Parts, assemble
 from stepalign.checkpoint import RunState, replacing, save_state, write_text
 from stepalign.checks import notes_on
 from stepalign.claim import Claim, claim
 from stepalign.config import to_yaml
-from stepalign.evaluate import Generated, compare
+from stepalign.evaluate import compare
 from stepalign.figures import weights_panels
 from stepalign.file_record import record_files
 from stepalign.finite import NotFinite
@@ -38,13 +36,13 @@ from stepalign.guard import ADAPTERS as GUARD_ADAPTERS
 from stepalign.guard import ROWS as GUARD_ROWS
 from stepalign.guard import GuardWatch
 from stepalign.health_checks import add_falls, check_end, start_health
-from stepalign.held_out import measure, sampling_of
+from stepalign.held_out import sampling_of
 from stepalign.json_text import to_json
 from stepalign.last_round import LastRound, saving_last_round, with_stops
 from stepalign.parallel import decided_by_main, processes
 from stepalign.prompts_cut import count_cut
 from stepalign.recipes import Recipe, with_absolute_paths
-from stepalign.report import Example, write_report
+from stepalign.report import write_report
 from stepalign.resuming import finished_whole, newest_state, rows_of
 from stepalign.run_directory import (
     CHECKPOINT,
@@ -56,23 +54,21 @@ from stepalign.run_directory import (
     Silence,
     Watcher,
     recipe_owner,
-    timing,
-    versions,
     write_recipe,
     write_rows,
 )
+from stepalign.run_results import SCORES, evaluate_run, examples_of, work_done, write_scores
 from stepalign.stopping import check_stop
 from stepalign.trajectory import follow
 from stepalign.updater import Diverged
 from stepalign.watch import HealthWatch
 
-ADAPTER, SCORES, BAD_BATCH = "adapter", "scores.jsonl", "not-finite"
+ADAPTER, BAD_BATCH = "adapter", "not-finite"
 ROWS = (METRICS, GUARD_ROWS)
 """Kept in a checkpoint, whose state they belong to."""
 FILES = (RECIPE, *ROWS, CHECKPOINT, PREVIOUS, ADAPTER, GUARD_ADAPTERS, SCORES, REPORT)
 BY_CONTENT = frozenset({"model", "base.vae", "base.config", "judge.path", "prompts", "evaluation.prompts"})
 """Fields of a recipe that name parts of `Parts.identity`."""
-NUM_EXAMPLES = 12
 
 
 def run(recipe: Recipe, output: str | Path, *, watcher: Watcher | None = None) -> dict[str, Any]:
@@ -109,6 +105,20 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
     guard = GuardWatch(recipe, parts, output, watcher) if recipe.guard.every else None
     with saving_last_round(parts.trainer, recipe.training.num_rounds, output, rows, files=ROWS) as last:
         _train(recipe, parts, output, rows, watcher, guard, health, last)
+    return _finish(recipe, parts, output, rows, watcher, guard, health, cut)
+
+
+def _finish(
+    recipe: Recipe,
+    parts: Parts,
+    output: Path,
+    rows: list[dict[str, Any]],
+    watcher: Watcher,
+    guard: GuardWatch | None,
+    health: HealthWatch,
+    cut: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the adapter, measure it on held-out prompts, and write the results; the summary on the main process."""
     start = time.perf_counter()
     if processes().is_main_process:
         write_recipe(output, recipe)
@@ -116,7 +126,7 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
     failed = check_end(recipe, parts, health)
     evaluated = None
     try:
-        evaluated = _evaluate(recipe, parts, watcher)
+        evaluated = evaluate_run(recipe, parts, watcher)
     except NotFinite as error:
         failed = failed or f"the trained policy cannot be evaluated: {error}"
     parts.trainer.book("evaluation")
@@ -138,17 +148,17 @@ def _work_on(recipe: Recipe, claimed: Claim, watcher: Watcher) -> dict[str, Any]
         "watch": health.summary(),
         "failed": failed,
         **({} if guard is None else {"guard": guard.summary()}),
-        **_work(recipe, parts, guard, prompt, parts.trainer.seconds + time.perf_counter() - start),
+        **work_done(recipe, parts, guard, prompt, parts.trainer.seconds + time.perf_counter() - start),
     }
     if evaluated:
-        _write_scores(output / SCORES, parts.held_out, *evaluated)
+        write_scores(output / SCORES, parts.held_out, *evaluated)
     write_report(
         output / REPORT,
         title=recipe.name,
         recipe=to_yaml(recipe),
         rounds=rows,
         summary=summary,
-        examples=_examples(parts.held_out, *evaluated) if evaluated else [],
+        examples=examples_of(parts.held_out, *evaluated) if evaluated else [],
         prompt=prompt,
         trajectory=trajectory,
         pairing=recipe.training.pairing,
@@ -236,77 +246,3 @@ def _round(recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> dict
         if (output / CHECKPOINT).is_file():
             message += f"; the checkpoint in {output} is from before"
         raise ValueError(message) from error
-
-
-def _evaluate(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated, Generated] | None:
-    """Held-out prompts drawn by the base and by the aligned model from the same seeds."""
-    if not parts.held_out:
-        return None
-    total, done = 2 * len(parts.held_out), 0
-
-    def tick(num: int) -> None:
-        nonlocal done
-        done = min(total, done + num)
-        watcher.phase("evaluate", done, total)
-
-    base = measure(recipe, parts, "reference", num_kept=NUM_EXAMPLES, tick=tick)
-    return base, measure(recipe, parts, recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
-
-
-def _work(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str, seconds: float) -> dict[str, Any]:
-    trainer = parts.trainer
-    calls = trainer.calls + Counter(trainer.work("evaluation"))  # the last are the example trajectory's
-    return {
-        "rounds": trainer.num_rounds,
-        "updates": trainer.num_updates,
-        "comparisons_trained": trainer.num_comparisons,
-        "calls": dict(calls) | _num_texts(recipe, parts, guard, example),
-        "versions": versions(),
-        "timing": timing(seconds=seconds, training_seconds=trainer.seconds, device=parts.model.device),
-    }
-
-
-def _num_texts(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
-    """How many texts the main process embeds in the whole run, however often the run is interrupted.
-
-    Base model and judge embed every distinct prompt once, and the base model the empty one where guidance needs it.
-    """
-    world, num = processes().num_processes, recipe.training.prompts_per_round
-    stream, held_out = parts.trainer.stream, parts.held_out[::world]
-    trained = [
-        stream[position]
-        for first in range(0, num * parts.trainer.num_rounds, num)
-        for position in range(first, first + num)[::world]
-    ]
-    watched = [] if guard is None else parts.guard.prompts[::world]
-    if guard is not None and any("second" in row for row in guard.rows):
-        watched += parts.guard.second[::world]
-    distinct = len({*trained, *held_out, *watched, example})
-    return {"judge_texts": distinct, "base_texts": distinct + (parts.model.negative_row is None)}
-
-
-def _write_scores(path: Path, prompts: list[str], base: Generated, aligned: Generated) -> None:
-    """Every prompt's scores before and after, a line each."""
-
-    def row(scores: dict[str, Tensor], index: int) -> dict[str, float]:
-        return {name: round(values[index].item(), 6) for name, values in scores.items()}
-
-    lines = [
-        to_json({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
-        for index, prompt in enumerate(prompts)
-    ]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _examples(prompts: list[str], base: Generated, aligned: Generated) -> list[Example]:
-    """The first held-out prompts, base and aligned."""
-    return [
-        Example(
-            prompts[row],
-            base.images[row],
-            aligned.images[row],
-            {name: values[row].item() for name, values in base.scores.items()},
-            {name: values[row].item() for name, values in aligned.scores.items()},
-        )
-        for row in range(min(NUM_EXAMPLES, len(prompts)))
-    ]

@@ -29,12 +29,13 @@ from stepalign.claim import LOCK, Owner, claim, marker_of
 from stepalign.config import change, check_directory_name, require, to_plain
 from stepalign.file_record import check_files
 from stepalign.identity import Identity, refuse_differences, values_digest
-from stepalign.job import SCORES, run
+from stepalign.job import run
 from stepalign.json_text import to_json
 from stepalign.markdown import markdown_text
 from stepalign.parsing import parse_yaml, read_text
 from stepalign.recipes import Recipe, load_recipe
 from stepalign.run_directory import CHECKPOINT, PREVIOUS, Watcher, finished, timing_of
+from stepalign.run_results import SCORES
 from stepalign.statistics import cluster_means, clusters_of, paired_difference
 
 RESULTS, PAGE = "sweep.json", "sweep.md"
