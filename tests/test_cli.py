@@ -174,7 +174,14 @@ class Killer(Silence):
         self._tick("round")
 
 
-@pytest.mark.parametrize(("moment", "count", "rounds_left"), [("sample", 5, 3), ("train", 6, 1), ("evaluate", 2, 0)])
+@pytest.mark.parametrize(
+    ("moment", "count", "rounds_left"),
+    [
+        pytest.param("sample", 5, 3, marks=pytest.mark.slow),
+        ("train", 6, 1),
+        pytest.param("evaluate", 2, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(
     moment: str,
     count: int,

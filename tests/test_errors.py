@@ -176,6 +176,7 @@ def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
         assert process.stderr.read() == ""
 
 
+@pytest.mark.slow
 def test_paths_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
     """What a recipe names is found where the platform's encoding lacks its letters."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}

@@ -151,7 +151,7 @@ def test_the_card_tells_the_summarys_figures_and_the_command(finished: Path) -> 
     assert f"| 501 | {row['start']['accuracy']:.3f} (" in card
     assert f"| {row['difference']:+.3f} (" in card
     assert "stepalign train-judge recipe.yaml" in card
-    assert f"{NUM_STEPS} steps on 24 pairs of miniature (train)" in card
+    assert f"{NUM_STEPS} steps on {4 * NUM_STEPS} of 24 labelled pairs of images (miniature (train))" in card
 
 
 def test_no_folder_of_this_machine_is_on_the_card(tmp_path: Path, tmp_path_factory: Factory) -> None:

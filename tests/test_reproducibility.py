@@ -27,7 +27,6 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize(
     ("program", "environment", "mode"),
     [
-        (f"import stepalign; {MULTIPLY}", {}, "CNR:AUTO,STRICT"),
         (f"import stepalign.cli; {MULTIPLY}", {}, "CNR:AUTO,STRICT"),
         (f"import stepalign; {MULTIPLY}", {"MKL_CBWR": "COMPATIBLE"}, "CNR:COMPATIBLE"),
     ],
@@ -45,7 +44,6 @@ def test_mkl_computes_in_the_reproducible_mode_unless_the_user_chose_one(
         (f"{MULTIPLY}; {WARN}", {}, "set after torch was loaded"),
         (WARN, {"MKL_CBWR": "AVX2"}, "MKL_CBWR is AVX2"),
         (WARN, {}, ""),
-        (WARN, {"MKL_CBWR": "AVX2,STRICT"}, ""),
     ],
 )
 def test_a_run_that_may_not_repeat_its_bits_is_warned_once(

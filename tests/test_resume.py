@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from stepalign.checkpoint import RunState, load_state
@@ -27,6 +28,7 @@ def start(output: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*COMMAND, "--output", str(output)], env=ENVIRONMENT, stdout=log, stderr=log)
 
 
+@pytest.mark.slow
 def test_a_killed_run_given_again_ends_bit_identical_to_one_left_alone(tmp_path: Path) -> None:
     alone, killed = tmp_path / "alone", tmp_path / "killed"
     undisturbed, doomed = start(alone), start(killed)

@@ -96,7 +96,7 @@ def test_a_command_that_makes_no_sense_is_an_error_of_usage(words: tuple[str, ..
         ("--base.vae {folder}", "vae: cannot load"),
         ("--judge.start /nowhere/clip", "judge.start: there is no folder '/nowhere/clip'"),
         ("--judge.start {folder}", "judge.start: "),
-        ("--judge.start {folder}/nan", "not a finite number"),
+        ("--judge.start {folder}/nan", "not finite numbers"),
         ("--judge.start {folder}/spm.bin", "judge.start: "),
         ("--data.pairs None", "data.pairs: this recipe has none; give a .jsonl"),
         ("--data.pairs /nowhere.jsonl", "data.pairs: there is nothing at '/nowhere.jsonl'"),
