@@ -200,8 +200,8 @@ MOMENTS = {
     "after the adapter": (GuardWatch, "restore", 1, True),
     "before checkpoint 2": (job, "save_state", 2, False),
     "after checkpoint 2": (job, "save_state", 2, True),
-    "before the evaluation": (job, "_evaluate", 1, False),
-    "after the evaluation": (job, "_evaluate", 1, True),
+    "before the evaluation": (job, "evaluate_run", 1, False),
+    "after the evaluation": (job, "evaluate_run", 1, True),
 }
 """Where a run is interrupted, at which call, and whether before or after it; measurements count from round 0."""
 
