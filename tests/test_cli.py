@@ -150,6 +150,7 @@ def test_the_same_command_again_changes_nothing(finished: Path, flags: Flags) ->
     assert snapshot(finished) == before
 
 
+@pytest.mark.slow
 def test_the_written_recipe_runs_again_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
     assert main(["train", str(finished / "recipe.yaml"), "--output", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / ADAPTER).read_bytes() == (finished / ADAPTER).read_bytes()

@@ -216,6 +216,7 @@ def interrupted(go: Go, output: Path, moment: str, **changes: Any) -> None:
     assert not (output / "summary.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("action", "moment", "every"),
     [

@@ -121,6 +121,7 @@ def test_a_run_does_not_go_on_with_other_prompts(recipe: Recipe, tmp_path: Path)
         stepalign.run(changed, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_written_recipe_runs_from_any_directory(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize(
     ("moment", "count", "number", "said"),
     [
-        ("sample", 7, signal.SIGTERM, "by SIGTERM; round 2 of 4 is saved"),
+        pytest.param("sample", 7, signal.SIGTERM, "by SIGTERM; round 2 of 4 is saved", marks=pytest.mark.slow),
         ("train", 4, signal.SIGINT, "by SIGINT; round 3 of 4 is saved"),
     ],
 )
