@@ -16,10 +16,11 @@ import equal_time
 import torch
 import yaml
 
-from stepalign.recipes import Recipe
-from stepalign.run_directory import finished, timing_of
-from stepalign.statistics import paired_difference
-from stepalign.sweep import Scores, Sweep, directory, load_sweep, run_scores
+from stepalign.runs.recipes import Recipe
+from stepalign.runs.run_directory import finished
+from stepalign.runs.sweep import Scores, Sweep, directory, load_sweep, run_scores
+from stepalign.support.environment import timing_of
+from stepalign.support.statistics import paired_difference
 
 HERE = Path(__file__).parent
 RUNS, PAGE = HERE / "results" / "ablations", HERE / "ablations.md"

@@ -20,13 +20,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from stepalign.assemble import Parts, assemble
-from stepalign.batch import StepCandidates
-from stepalign.recipes import Recipe, load_recipe
-from stepalign.rollout import Continuation, Pool, rollout
-from stepalign.run_directory import device_name, versions
-from stepalign.seeding import PromptNoise, Purpose, generator_for
-from stepalign.statistics import mean_interval
+from stepalign.core.batch import StepCandidates
+from stepalign.core.seeding import PromptNoise, Purpose, generator_for
+from stepalign.runs.assemble import Parts, assemble
+from stepalign.runs.recipes import Recipe, load_recipe
+from stepalign.sources.rollout import Continuation, Pool, rollout
+from stepalign.support.environment import device_name, versions
+from stepalign.support.statistics import mean_interval
 
 ORACLE = "aesthetic"
 Columns = dict[str, list[Tensor]]

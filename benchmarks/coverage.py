@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from stepalign.ranking import rank
-from stepalign.shares import share_change_interval, share_interval, win_rate
-from stepalign.statistics import BCA_FROM, bca_interval, mean_interval, sign_flip_p_value
+from stepalign.evaluation.ranking import rank
+from stepalign.support.shares import share_change_interval, share_interval, win_rate
+from stepalign.support.statistics import BCA_FROM, bca_interval, mean_interval, sign_flip_p_value
 
 RESAMPLES = 500
 """Of every bootstrap; a comparison takes 10 000."""

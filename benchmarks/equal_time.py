@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepalign.assemble import Parts, assemble
-from stepalign.config import change
-from stepalign.held_out import measure
-from stepalign.recipes import Recipe, load_recipe
-from stepalign.run_directory import device_name, versions
-from stepalign.statistics import paired_difference
+from stepalign.runs.assemble import Parts, assemble
+from stepalign.runs.held_out import measure
+from stepalign.runs.recipes import Recipe, load_recipe
+from stepalign.support.config import change
+from stepalign.support.environment import device_name, versions
+from stepalign.support.statistics import paired_difference
 
 SHORT_ROUNDS = {"prompts_per_round": 16, "sample_batch": 16}
 """For all, so that times can be equal."""

@@ -34,16 +34,17 @@ from transformers import (
 )
 
 from stepalign import miniature
+from stepalign.core.protocols import Scorer
 from stepalign.judges.spm_files import vit_h_config
-from stepalign.metrics.aesthetic import AestheticScore, ScoreHead
-from stepalign.metrics.clip_score import CLIPScore
-from stepalign.metrics.hps import HPS, letter_box
-from stepalign.metrics.image_reward import ImageReward, RewardNetwork
-from stepalign.metrics.load import score_pictures
-from stepalign.metrics.pickscore import PickScore
-from stepalign.metrics.pictures import as_tensor, clip_pixels
-from stepalign.protocols import Scorer
-from stepalign.run_directory import device_name, versions
+from stepalign.scorers.aesthetic import AestheticScore
+from stepalign.scorers.clip_score import CLIPScore
+from stepalign.scorers.hps import HPS, letter_box
+from stepalign.scorers.image_reward import ImageReward, RewardNetwork
+from stepalign.scorers.load import score_pictures
+from stepalign.scorers.pickscore import PickScore
+from stepalign.scorers.preparation import as_tensor, clip_pixels
+from stepalign.scorers.score_head import ScoreHead
+from stepalign.support.environment import device_name, versions
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy import optimize, stats  # type: ignore[import-untyped]
 
-from stepalign.guard_rule import CONFIRMING, confirmed, falls, screening_level
-from stepalign.statistics import mean_interval
+from stepalign.runs.guard_rule import CONFIRMING, confirmed, falls, screening_level
+from stepalign.support.statistics import mean_interval
 
 RISE = 1.0
 """Of the judge's score at every measurement, in standard deviations of an image's noise."""

@@ -26,19 +26,19 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign import miniature
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
+from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.data.prepared import PairEncoder, PreparedPairs, prepare
-from stepalign.judge_recipes import JUDGE_RECIPES
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import vit_h_config
 from stepalign.miniature.base import make_scheduler
 from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.load import load
-from stepalign.policy import GuidedNetwork
-from stepalign.run_directory import device_name, versions
-from stepalign.sampler import DDIM, NoiseSchedule
-from stepalign.train_judge import JudgeTrainer, JudgeTraining
+from stepalign.models.policy import GuidedNetwork
+from stepalign.runs.judge_recipes import JUDGE_RECIPES
+from stepalign.support.environment import device_name, versions
+from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining
 
 VARIANTS = {
     "recipe": {},

@@ -28,17 +28,17 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
-from stepalign.assemble import assemble
-from stepalign.batch import Conditioning, StepComparisons
+from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.protocols import Decode, Metrics, Objective, Policy, Sampler
+from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.judges.spm_files import vit_h_config
 from stepalign.miniature.base import make_scheduler
-from stepalign.policy import GuidedNetwork, LoraPolicy
-from stepalign.protocols import Decode, Metrics, Objective, Policy, Sampler
-from stepalign.recipes import RECIPES, Recipe
-from stepalign.run_directory import device_name, versions
-from stepalign.sampler import DDIM, NoiseSchedule
-from stepalign.train import Trainer
+from stepalign.models.policy import GuidedNetwork, LoraPolicy
+from stepalign.runs.assemble import assemble
+from stepalign.runs.recipes import RECIPES, Recipe
+from stepalign.support.environment import device_name, versions
+from stepalign.training.trainer import Trainer
 
 SIZES = {"miniature": "gradspo-miniature", "sd15": "gradspo-sd15", "sdxl": "gradspo-sdxl"}
 UNETS: dict[str, dict[str, Any]] = {

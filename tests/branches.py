@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from worlds import LATENT_SHAPE, BrightnessJudge, ShiftPolicy, encode, make_sampler
 
-from stepalign.batch import Conditioning, StepCandidates
-from stepalign.rollout import Branching, Pool, rollout
-from stepalign.sampler import DDIM
-from stepalign.seeding import PromptNoise, Purpose, generator_for
+from stepalign.core.batch import Conditioning, StepCandidates
+from stepalign.core.sampler import DDIM
+from stepalign.core.seeding import PromptNoise, Purpose, generator_for
+from stepalign.sources.rollout import Branching, Pool, rollout
 
 PARENTS = list(range(751, 0, -50))
 """Where Stable Diffusion's 20 steps can branch."""

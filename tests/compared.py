@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stepalign.manifest import EVALUATION, ImageRow, ScoredRow, write_manifest, write_scores
-from stepalign.protocols import ScorerRecord
+from stepalign.core.protocols import ScorerRecord
+from stepalign.data.manifest import EVALUATION, ImageRow, ScoredRow, write_manifest, write_scores
 
 RECORD = ScorerRecord("pickscore", "org/PickScore", "ab" * 32, "RGB", "100 cos", True, {"torch": "2.13.0"})
 Score = Callable[[int, int], float]

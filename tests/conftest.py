@@ -19,14 +19,14 @@ from tiny_models import save_sd, save_sdxl
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.batch import Conditioning, StepComparisons
+from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.protocols import Metrics, Objective, Role
+from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
-from stepalign.policy import GuidedNetwork, LoraPolicy
-from stepalign.protocols import Metrics, Objective, Role
-from stepalign.sampler import DDIM, NoiseSchedule
+from stepalign.models.policy import GuidedNetwork, LoraPolicy
 
 torch.set_num_threads(1)
 # Whoever runs the tests in the background ignores signals (`nohup`, a shell's `&`), which these processes inherit.
@@ -58,7 +58,7 @@ def sampler() -> DDIM:
 @pytest.fixture(autouse=True)
 def hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """The hub counts as asked and there: what tests put in its place is not preceded by an attempt to reach it."""
-    monkeypatch.setattr("stepalign.hub._answers", [""])
+    monkeypatch.setattr("stepalign.support.hub._answers", [""])
 
 
 @pytest.fixture

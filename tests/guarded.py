@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 from worlds import BrightnessJudge, make_trainer
 
-from stepalign import guard, job
-from stepalign.assemble import GuardPrompts, Parts
-from stepalign.config import change
-from stepalign.evaluate import Generated
-from stepalign.held_out import measure
 from stepalign.miniature.world import split_captions
 from stepalign.models.base import BaseModel
-from stepalign.policy import GuidedNetwork, LoraPolicy
-from stepalign.recipes import Recipe, load_recipe
-from stepalign.run_directory import Silence
+from stepalign.models.policy import GuidedNetwork, LoraPolicy
+from stepalign.runs import guard, job
+from stepalign.runs.assemble import GuardPrompts, Parts
+from stepalign.runs.held_out import measure
+from stepalign.runs.recipes import Recipe, load_recipe
+from stepalign.support.config import change
+from stepalign.support.watcher import NullWatcher
+from stepalign.training.held_out_scores import Generated
 
 Row = dict[str, Any]
 NUM_PROMPTS = 3
@@ -36,7 +36,7 @@ SCRIPT = {
 """Means by round: at round 2 the aesthetic has fallen below the base model's, at round 3 further; 1 was its best."""
 
 
-class Notes(Silence):
+class Notes(NullWatcher):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepalign.cli import main
-from stepalign.config import change, parse_flags
-from stepalign.judge_recipes import JudgeRecipe, load_judge_recipe
+from stepalign.cli.main import main
+from stepalign.runs.judge_recipes import JudgeRecipe, load_judge_recipe
+from stepalign.support.config import change, parse_flags
 
 NUM_STEPS, BATCH = 4, 4
 SETTINGS = {
@@ -52,7 +52,7 @@ def trained(command: list[str], output: Path, *, report: bool = False) -> Path:
     """The directory of a command that ran, or had run; the report, a third of the time, is left out by default."""
     with pytest.MonkeyPatch.context() as patch:
         if not report:
-            patch.setattr("stepalign.judge_job.write_judge_report", lambda *_, **__: None)
+            patch.setattr("stepalign.runs.judge_job.write_judge_report", lambda *_, **__: None)
         assert main([*command, "--output", str(output)]) == 0
     return output
 

@@ -23,15 +23,15 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 from worlds import make_sampler
 
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
 from stepalign.data import prepared
 from stepalign.data.pairs import RawPair
 from stepalign.data.prepared import PairEncoder, PreparedPairs, prepare
-from stepalign.evaluate_judge import score_held_out
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
-from stepalign.parallel import processes
-from stepalign.train_judge import JudgeTrainer, JudgeTraining
+from stepalign.support.parallel import processes
+from stepalign.training.evaluate_judge import score_held_out
+from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining
 
 SIZE = (8, 8)
 LATENT_SHAPE = (3, 4, 4)

@@ -11,9 +11,9 @@ from conftest import normal
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
 from stepalign.models.base import BaseModel
-from stepalign.policy import GuidedNetwork
+from stepalign.models.policy import GuidedNetwork
 
 FILE = "pytorch_lora_weights.safetensors"
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")

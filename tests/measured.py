@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from worlds import BrightnessJudge, encode, make_sampler
 
-from stepalign.config import change
-from stepalign.evaluate import Generated
-from stepalign.parallel import processes
-from stepalign.protocols import Denoiser
-from stepalign.recipes import load_recipe
+from stepalign.core.protocols import Denoiser
+from stepalign.runs.recipes import load_recipe
+from stepalign.support.config import change
+from stepalign.support.parallel import processes
+from stepalign.training.held_out_scores import Generated
 
 PROMPTS = ["a cat", "a dog", "a house by the sea", "a tree", "two boats"]
 CASES = [(5, 3), (3, 5), (1, 1), (2, 0)]
@@ -60,7 +60,7 @@ class World:
 
 def found() -> list[dict[str, Any]]:
     """What every case measures."""
-    from stepalign.held_out import measure
+    from stepalign.runs.held_out import measure
 
     recipe = change(load_recipe("gradspo-sd15"), {"seed": 3, "evaluation": {"batch_size": 1}})
     results = []
@@ -97,9 +97,9 @@ def found_together(num: int, folder: Path) -> list[list[dict[str, Any]]]:
 def main(folder: Path) -> None:
     """What each of those processes runs."""
     torch.set_num_threads(1)
-    parts = ModuleType("stepalign.assemble")
+    parts = ModuleType("stepalign.runs.assemble")
     parts.Parts = object
-    sys.modules["stepalign.assemble"] = parts  # the real one loads diffusers: seconds, for a name in an annotation
+    sys.modules["stepalign.runs.assemble"] = parts  # the real one loads diffusers: seconds, for a name in an annotation
     torch.save(found(), folder / f"{processes().process_index}.pt")
     processes().wait_for_everyone()
     os._exit(0)  # gloo's threads now and then abort an ordinary end

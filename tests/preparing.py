@@ -9,7 +9,7 @@ import torch
 from judge_world import SIZE, Encoders, Rows
 from torch import Tensor
 
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
 from stepalign.data.pairs import RawPair, read, to_tensor
 from stepalign.data.prepared import Manifest, PreparedPairs, prepare
 

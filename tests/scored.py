@@ -15,12 +15,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stepalign import scoring
-from stepalign.manifest import ImageRow, write_manifest
-from stepalign.metrics.record import scorer_record
-from stepalign.protocols import Scorer
-from stepalign.run_directory import Silence
-from stepalign.scoring import Scoring, evaluate_folder
+from stepalign.core.protocols import Scorer
+from stepalign.data.manifest import ImageRow, write_manifest
+from stepalign.evaluation import scoring
+from stepalign.evaluation.scoring import Scoring, evaluate_folder
+from stepalign.scorers.record import scorer_record
+from stepalign.support.watcher import NullWatcher
 
 FILES = ("results.json", "results.md", "scores.jsonl", "scores.parquet", "summary.json")
 PROMPTS = ["two boats", "ein Fuß, ☃ und 猫", "a cat | a dog"]
@@ -99,7 +99,7 @@ def spies() -> Iterator[Spies]:
         yield found
 
 
-class Notes(Silence):
+class Notes(NullWatcher):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stepalign.recipes import load_recipe
+from stepalign.runs.recipes import load_recipe
 
 README = Path(__file__).parent.parent / "README.md"
 

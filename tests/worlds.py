@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stepalign.batch import Conditioning, StepComparisons
+from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.protocols import Denoiser, Metrics, Role
+from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.objectives.stepwise import Stepwise
-from stepalign.protocols import Denoiser, Metrics, Role
-from stepalign.rollout import Branching
-from stepalign.sampler import DDIM, NoiseSchedule
-from stepalign.train import Trainer
-from stepalign.train_settings import Training
+from stepalign.sources.rollout import Branching
+from stepalign.training.settings import Training
+from stepalign.training.trainer import Trainer
 
 LATENT_SHAPE = (2, 2, 2)
 SPREAD = 0.5

@@ -6,30 +6,30 @@ Importing this package loads neither diffusers nor transformers; the names below
 from importlib import import_module
 from typing import Any
 
-from stepalign.reproducibility import set_mkl_mode
+from stepalign.support.reproducibility import set_mkl_mode
 
 set_mkl_mode()  # before anything loads torch
 
 _HOMES = {
-    "DDIM": "sampler",
+    "DDIM": "core.sampler",
     "GRADSPO": "objectives.stepwise",
     "ImageJudge": "judges.image",
-    "JUDGE_RECIPES": "judge_recipes",
-    "JudgeRecipe": "judge_recipes",
-    "PickScore": "metrics.pickscore",
-    "RECIPES": "recipes",
-    "Recipe": "recipes",
+    "JUDGE_RECIPES": "runs.judge_recipes",
+    "JudgeRecipe": "runs.judge_recipes",
+    "PickScore": "scorers.pickscore",
+    "RECIPES": "runs.recipes",
+    "Recipe": "runs.recipes",
     "SPO": "objectives.stepwise",
     "StepAwareJudge": "judges.spm",
     "StepAwarePreferenceModel": "judges.spm",
     "Stepwise": "objectives.stepwise",
-    "Trainer": "train",
-    "Training": "train_settings",
-    "change": "config",
-    "load_judge_recipe": "judge_recipes",
-    "load_recipe": "recipes",
-    "run": "job",
-    "run_judge": "judge_job",
+    "Trainer": "training.trainer",
+    "Training": "training.settings",
+    "change": "support.config",
+    "load_judge_recipe": "runs.judge_recipes",
+    "load_recipe": "runs.recipes",
+    "run": "runs.job",
+    "run_judge": "runs.judge_job",
 }
 __all__ = [
     "DDIM",

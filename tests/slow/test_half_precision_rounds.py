@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from stepalign.models.base import BaseModel
-from stepalign.train import Trainer
+from stepalign.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 Rounds = dict[str, tuple[list[dict[str, Any]], Trainer]]

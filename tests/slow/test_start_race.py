@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from holds import note_figure
 
-from stepalign.claim import MARKER, Owner, claim
+from stepalign.support.claim import MARKER, Owner, claim
 
 NUM_STARTS, NUM_RANKS = 30, 8
 
@@ -41,7 +41,7 @@ def rank_of(output: Path, shared: dict[str, str], rank: int) -> Callable[[], int
 
     def work() -> int:
         os.environ.update(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"})
-        from stepalign.parallel import processes
+        from stepalign.support.parallel import processes
 
         with claim(output, Owner("train", {"seed": 0})):
             (output / f"rank-{rank}.txt").write_text("work")

@@ -14,10 +14,10 @@ from PIL import Image
 
 from stepalign.data.pairs import RawPair, Unreadable
 from stepalign.data.rows import KNOWN_LAYOUTS, Layout, Places, Row, num_pairs, pairs_of, recognise
-from stepalign.identity import file_digest
-from stepalign.images import readable_formats
-from stepalign.local_files import file_size, local_file
-from stepalign.parsing import MAX_LINE, is_wide, parse_json, read_text
+from stepalign.support.digests import file_digest
+from stepalign.support.images import readable_formats
+from stepalign.support.local_files import file_size, local_file
+from stepalign.support.parsing import MAX_LINE, is_wide, parse_json, read_text
 
 SIDES = ("win", "lose")
 CAPTIONS = (".txt", ".caption")

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stepalign.images import open_image
-from stepalign.prompt_text import check_prompt
+from stepalign.support.images import open_image
+from stepalign.support.prompt_text import check_prompt
 
 LISTED_BAD_ROWS = 20
 

@@ -22,13 +22,13 @@ from filelock import FileLock, Timeout
 from jaxtyping import Float
 from torch import Tensor
 
-from stepalign.batch import Conditioning, LatentPairs
-from stepalign.checkpoint import write_text
-from stepalign.claim import LOCK, Note, remove_leftovers
+from stepalign.core.batch import Conditioning, LatentPairs
 from stepalign.data.pairs import BadRow, ImagePair, PairSource, RawPair, TooManyBadRows, read, to_tensor
 from stepalign.data.shards import is_whole, read_rows, save_shard, shard_columns, shard_path, shards_of
-from stepalign.finite import NotFinite, check_finite
-from stepalign.parallel import decided_by_main, processes
+from stepalign.support.claim import LOCK, Note, remove_leftovers
+from stepalign.support.files import write_text
+from stepalign.support.finite import NotFinite, check_finite
+from stepalign.support.parallel import decided_by_main, processes
 
 SHARD_ROWS = 256
 MANIFEST = "manifest.json"

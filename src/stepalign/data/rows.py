@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from stepalign.data.pairs import RawPair, Unreadable
-from stepalign.local_files import local_file
+from stepalign.support.local_files import local_file
 
 Row = Mapping[str, object]
 

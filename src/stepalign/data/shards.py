@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepalign.checkpoint import replacing
-from stepalign.identity import tensors_digest, text_digest
+from stepalign.support.digests import tensors_digest, text_digest
+from stepalign.support.files import replacing
 
 
 def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:

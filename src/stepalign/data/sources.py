@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from stepalign.config import require
 from stepalign.data.files import SIDES, JsonLines, WinLoseFolder
 from stepalign.data.pairs import PairSource
 from stepalign.data.tables import hub_pairs, parquet_pairs, saved_pairs
-from stepalign.hub import is_hub_id
+from stepalign.support.config import require
+from stepalign.support.hub import is_hub_id
 
 KINDS = (
     "a .jsonl or .json file, a folder with win/ and lose/, a .parquet file or a folder of them, a folder written by "

@@ -11,7 +11,6 @@ from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
-from stepalign.config import require
 from stepalign.data.files import contents, digest, image_digests
 from stepalign.data.pairs import RawPair
 from stepalign.data.rows import (
@@ -24,8 +23,9 @@ from stepalign.data.rows import (
     pairs_of,
     recognise,
 )
-from stepalign.hub import out_of_reach, reach_hub
-from stepalign.identity import file_digest
+from stepalign.support.config import require
+from stepalign.support.digests import file_digest
+from stepalign.support.hub import out_of_reach, reach_hub
 
 WITHOUT_PICK_A_PIC = (
     "Pick-a-Pic has been reported missing from its hub since April 2025. Take a local parquet copy of it, "

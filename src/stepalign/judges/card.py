@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from stepalign.hub import is_hub_id
-from stepalign.markdown import code_block, code_span, markdown_text
+from stepalign.support.hub import is_hub_id
+from stepalign.support.markdown import code_block, code_span, markdown_text
 
 
 def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepalign.protocols import Decode
+from stepalign.core.protocols import Decode
 
 DecodedScore = Callable[[Float[Tensor, "b 3 hh ww"], Int[Tensor, " b"], list[str]], Float[Tensor, " b"]]
 """Scores of decoded pictures, with values around [-1, 1], at their timesteps under their prompts."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stepalign.core.protocols import Decode, Metric
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
-from stepalign.protocols import Decode, Metric
 
 
 class ImageJudge:

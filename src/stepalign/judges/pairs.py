@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from stepalign.batch import Conditioning
-from stepalign.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
+from stepalign.core.batch import Conditioning
+from stepalign.core.protocols import Decode, Denoiser
+from stepalign.core.sampler import DDIM
 from stepalign.judges.spm import StepAwarePreferenceModel
-from stepalign.protocols import Decode, Denoiser
-from stepalign.sampler import DDIM
+from stepalign.models.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 
 
 @dataclass(frozen=True, slots=True)

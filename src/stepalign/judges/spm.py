@@ -25,21 +25,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.checkpoint import write_text
-from stepalign.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
-from stepalign.config import require
-from stepalign.finite import check_finite, precision_remedy
+from stepalign.core.protocols import Decode, Preprocessing
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
-from stepalign.judges.spm_files import (
-    CARD,
-    check_fit,
-    publish,
-    read_folder,
-    read_released,
-    vit_h_config,
-    write_folder,
-)
-from stepalign.protocols import Decode, Preprocessing
+from stepalign.judges.spm_files import CARD, check_fit, publish, read_folder, read_released, vit_h_config, write_folder
+from stepalign.models.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
+from stepalign.support.config import require
+from stepalign.support.files import write_text
+from stepalign.support.finite import check_finite, precision_remedy
 
 EMBEDDING_WIDTH = 256
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig
 
-from stepalign.checkpoint import replacing, write_text
-from stepalign.clip import first_line, resolve_folder
-from stepalign.hub import not_on_hub, reach_hub, split_hub_file
-from stepalign.tensor_files import read_folder_tensors, read_tensors, weight_files
+from stepalign.models.clip import first_line, resolve_folder
+from stepalign.support.files import replacing, write_text
+from stepalign.support.hub import not_on_hub, reach_hub, split_hub_file
+from stepalign.support.tensor_files import read_folder_tensors, read_tensors, weight_files
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIONS = "step_aware"

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 from stepalign import miniature
-from stepalign.checkpoint import write_text
-from stepalign.json_text import to_json
 from stepalign.miniature.base import build_base
 from stepalign.miniature.preferences import build_judges
+from stepalign.support.files import write_text
+from stepalign.support.json_text import to_json
 
 STEPS = {"vae": 1600, "denoiser": 4800, "clip": 1000, "pickscore": 1500, "spm": 1500}
 

@@ -17,20 +17,20 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
-from stepalign.clip import preprocess, preprocess_decoded
+from stepalign.core.sampler import DDIM
+from stepalign.core.seeding import Purpose, generator_for
 from stepalign.data.pairs import RawPair
 from stepalign.data.prepared import PairEncoder, prepare
-from stepalign.evaluate_judge import compare_judges, score_held_out
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
 from stepalign.miniature.base import Progress, draw_pictures, halve_weights, optimise, text_config, tokenize
 from stepalign.models.base import BaseModel
+from stepalign.models.clip import preprocess, preprocess_decoded
 from stepalign.models.load import load
-from stepalign.policy import GuidedNetwork
-from stepalign.sampler import DDIM
-from stepalign.seeding import Purpose, generator_for
-from stepalign.train_judge import JudgeTrainer, JudgeTraining, preference_losses
+from stepalign.models.policy import GuidedNetwork
+from stepalign.training.evaluate_judge import compare_judges, score_held_out
+from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining, preference_losses
 
 GUIDANCE_SCALE = 2.0
 TIMESTEPS = (0, 251, 501, 701, 951)

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stepalign.metrics.pickscore import PickScore
-from stepalign.metrics.pictures import as_tensor, check_pairs
-from stepalign.metrics.record import scorer_record
+from stepalign.core.protocols import Metric, Scorer
 from stepalign.miniature import PICKSCORE, oracles, world
-from stepalign.protocols import Metric, Scorer
+from stepalign.scorers.pickscore import PickScore
+from stepalign.scorers.preparation import as_tensor, check_pairs
+from stepalign.scorers.record import scorer_record
 
 SCORERS = ("miniature-aesthetic", "miniature-alignment", "miniature-pickscore")
 

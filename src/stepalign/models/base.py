@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from stepalign.batch import Conditioning, cat
-from stepalign.clip import num_cut
-from stepalign.finite import NotFinite, check_finite
+from stepalign.core.batch import Conditioning, cat
+from stepalign.core.sampler import NoiseSchedule
+from stepalign.models.clip import num_cut
 from stepalign.models.lora_files import write_lora
-from stepalign.sampler import NoiseSchedule
+from stepalign.support.finite import NotFinite, check_finite
 
 ENCODE_BATCH = 64
 LARGEST_LATENT = 1e3

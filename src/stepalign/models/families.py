@@ -7,12 +7,12 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from stepalign.core.sampler import PredictionType
 from stepalign.models import sd, sdxl
 from stepalign.models.base import Family
 from stepalign.models.lora_layouts import FACTOR
 from stepalign.models.prediction import prediction_of_file
-from stepalign.sampler import PredictionType
-from stepalign.tensor_files import read_header
+from stepalign.support.tensor_files import read_header
 
 FAMILIES = (sd.FAMILY, sdxl.FAMILY)
 SUPPORTED = ", and ".join(family.name for family in FAMILIES)

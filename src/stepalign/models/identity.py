@@ -7,7 +7,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from stepalign.identity import (
+from stepalign.models.adapters import NETWORKS
+from stepalign.models.base import BaseModel
+from stepalign.support.digests import (
     Identity,
     config_digest,
     module_digest,
@@ -15,8 +17,6 @@ from stepalign.identity import (
     tokenizer_digest,
     values_digest,
 )
-from stepalign.models.adapters import NETWORKS
-from stepalign.models.base import BaseModel
 
 SCHEDULE = (
     "num_train_timesteps",

@@ -12,13 +12,13 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from stepalign.clip import check_tokenizer
-from stepalign.hub import check_folder, is_hub_id, out_of_reach, reach_hub
+from stepalign.core.sampler import PredictionType
 from stepalign.models.base import BaseModel, Family
+from stepalign.models.clip import check_tokenizer
 from stepalign.models.families import SUPPORTED, family_of_file, family_of_folder, tokenizers_of
 from stepalign.models.prediction import check_schedule, settle_schedule
-from stepalign.sampler import PredictionType
-from stepalign.tensor_files import variant_of
+from stepalign.support.hub import check_folder, is_hub_id, out_of_reach, reach_hub
+from stepalign.support.tensor_files import variant_of
 
 WANTED = {
     "model": f"Give a diffusers folder (with model_index.json) of {SUPPORTED}, a hub id that can be reached, or a "

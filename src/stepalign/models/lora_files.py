@@ -10,9 +10,9 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stepalign.checkpoint import replacing
-from stepalign.parsing import parse_json, read_text
-from stepalign.tensor_files import read_header, read_tensors
+from stepalign.support.files import replacing
+from stepalign.support.parsing import parse_json, read_text
+from stepalign.support.tensor_files import read_header, read_tensors
 
 LORA_FILES = (
     "pytorch_lora_weights.safetensors",

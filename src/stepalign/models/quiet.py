@@ -1,4 +1,4 @@
-"""Silence for libraries that print and warn while they load."""
+"""NullWatcher for libraries that print and warn while they load."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from transformers import CLIPTextModel
 
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
 from stepalign.models.base import Family, token_ids
 
 

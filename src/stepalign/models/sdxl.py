@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from stepalign.batch import Conditioning
+from stepalign.core.batch import Conditioning
 from stepalign.models.base import Family, token_ids
 
 

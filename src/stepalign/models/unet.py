@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from stepalign.clip import first_line
-from stepalign.hub import check_folder, out_of_reach, reach_hub
 from stepalign.models.base import BaseModel
+from stepalign.models.clip import first_line
 from stepalign.models.quiet import quiet
-from stepalign.tensor_files import variant_of
+from stepalign.support.hub import check_folder, out_of_reach, reach_hub
+from stepalign.support.tensor_files import variant_of
 
 NOT_OF_THE_NETWORK = ("sample_size", "upcast_attention")
 """Fields of a UNet's config that change nothing it computes from latents of a given size."""

@@ -1,1 +1,1 @@
-"""Losses over comparisons, one file per family."""
+"""Losses over batches of experience, one file per family: `stepwise` holds SPO and GradSPO."""

@@ -36,9 +36,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stepalign.batch import Conditioning, StepComparisons
-from stepalign.config import require
-from stepalign.protocols import Metrics, Policy, Sampler
+from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.protocols import Metrics, Policy, Sampler
+from stepalign.support.config import require
 
 Weighting = Literal["spo", "gradspo", "min-snr", "p2"]
 MIN_SNR_CAP = 5.0

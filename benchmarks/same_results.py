@@ -1,0 +1,73 @@
+"""Digests of what a short run of every command writes, to see that a change of the code changes no result.
+
+python benchmarks/same_results.py --output build/before        # before the change
+python benchmarks/same_results.py --output build/after --against build/before/digests.json
+
+Everything is compared byte for byte but what two runs of the same program do not repeat: seconds, checkpoints (which
+hold seconds), and the records of files made of these. Exit status 1 names the files that differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+COMMANDS = (
+    "train gradspo-miniature --training.num_rounds 2 --evaluation.num_prompts 8 --guard.every 1 --output {out}/gradspo",
+    "train spo-miniature --training.num_rounds 2 --evaluation.num_prompts 8 --output {out}/spo",
+    "train-judge spm-miniature --data.num_rows 400 --evaluation.num_pairs 60 --training.num_steps 4 "
+    "--data.cache {out}/cache --output {out}/spm",
+    "generate miniature --prompts miniature --num-prompts 8 --output {out}/base",
+    "generate miniature --prompts miniature --num-prompts 8 --adapters {out}/gradspo/adapter --output {out}/aligned",
+    "evaluate {out}/base --scorers aesthetic alignment pickscore --wrong-prompts",
+    "evaluate {out}/aligned --scorers aesthetic alignment pickscore --wrong-prompts",
+    "compare {out}/base {out}/aligned --output {out}/comparison",
+)
+LEFT_OUT = re.compile(r"(^|/)(\.|cache/|files\.json$|stepalign\.json$|.*checkpoint\.pt$)")
+"""Files that hold seconds, digests of such files, or the place of the directory."""
+SECONDS = re.compile(r'("[a-z_]*seconds": |"loaded": )[\d.e-]+|\b[\d.]+ (s|seconds|minutes|min)\b')
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="new directory for the results and digests.json")
+    parser.add_argument("--against", type=Path, default=None, help="digests.json of another run")
+    parser.add_argument("--program", default="stepalign.cli", help="module that is run (%(default)s)")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True)
+    for command in COMMANDS:
+        words = command.format(out=arguments.output).split()
+        subprocess.run([sys.executable, "-m", arguments.program, *words], check=True, stdout=subprocess.DEVNULL)
+    digests = {name: digest(arguments.output, name) for name in names(arguments.output)}
+    (arguments.output / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    print(f"{len(digests)} files")
+    if arguments.against is None:
+        return 0
+    before = json.loads(arguments.against.read_text(encoding="utf-8"))
+    differ = sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
+    print("\n".join(f"differs: {name}" for name in differ) or "all equal")
+    return int(bool(differ))
+
+
+def names(folder: Path) -> list[str]:
+    """Files of a folder that two runs should write alike."""
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [name for name in found if not LEFT_OUT.search(name)]
+
+
+def digest(folder: Path, name: str) -> str:
+    """SHA-256 of a file; of text without seconds and without the folder's own path."""
+    content = (folder / name).read_bytes()
+    if Path(name).suffix in (".html", ".json", ".jsonl", ".md", ".yaml"):
+        text = content.decode("utf-8").replace(str(folder.resolve()), "").replace(str(folder), "")
+        content = SECONDS.sub(r"\1", text).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The program `stepalign`: `main` runs a command and turns every error into one line and an exit status."""

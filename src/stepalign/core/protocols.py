@@ -1,0 +1,223 @@
+"""The seams: what a part must offer to take another's place."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from stepalign.core.batch import Conditioning, StepComparisons
+
+Role = Literal["policy", "ema", "reference"]
+"""Which weights predict: the trained adapter, its running average, or the base model alone."""
+Preprocessing = Literal["clamp-first", "resize-first"]
+"""How decoded pictures become CLIP's input; `clip.preprocess` says what each does."""
+Metrics = dict[str, Float[Tensor, " b"]]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A guided prediction of the base model's own kind (noise, velocity or clean sample), in float32."""
+
+    def __call__(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
+    ) -> Float[Tensor, "b c h w"]: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """One network that predicts in several roles."""
+
+    def predict(
+        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, role: Role
+    ) -> Float[Tensor, "b c h w"]:
+        """A guided prediction; gradients flow for the role "policy" only."""
+        ...
+
+
+@runtime_checkable
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose adapter an optimizer can change."""
+
+    calls: Counter[Role]
+    """Samples through the network by role; guidance counts twice."""
+
+    @property
+    def adapter(self) -> dict[str, Tensor]:
+        """The trained parameters."""
+        ...
+
+    @property
+    def ema(self) -> dict[str, Tensor]:
+        """Their running average, under the same names."""
+        ...
+
+    def denoiser(self, role: Role) -> Denoiser: ...
+
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay * ema + (1 - decay) * policy."""
+        ...
+
+    def load(self, *, adapter: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
+        """Take over saved adapter weights."""
+        ...
+
+
+@runtime_checkable
+class Transition(Protocol):
+    """One denoising step as a Gaussian over x_prev."""
+
+    @property
+    def mean(self) -> Float[Tensor, "b c h w"]: ...
+
+    def sample(self, noise: Float[Tensor, "b k c h w"]) -> Float[Tensor, "b k c h w"]:
+        """k ways to take the step, one per noise."""
+        ...
+
+    def mean_log_prob(self, x_prev: Float[Tensor, "b k c h w"]) -> Float[Tensor, "b k"]:
+        """The log-density per latent entry."""
+        ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """The steps from noise to sample, each a distribution."""
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """From high noise to low."""
+        ...
+
+    def previous(self, t: int) -> int:
+        """The timestep that a step from t leads to; 0 after the last."""
+        ...
+
+    def is_stochastic(self, t: int) -> bool:
+        """Whether the step from t has noise to choose."""
+        ...
+
+    def transition(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Transition: ...
+
+    def deterministic_step(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """The same step without noise."""
+        ...
+
+    def predict_x0(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]: ...
+
+    def predict_eps(
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]: ...
+
+    def alpha_bar(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The cumulative alpha of a timestep, in float64."""
+        ...
+
+    def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The step's standard deviation, in float64."""
+        ...
+
+    def noise_response(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """How far the step's mean moves against a change of the predicted noise, in float64."""
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss over comparisons, one value each, with detached metrics, one value each."""
+
+    def __call__(
+        self, policy: Policy, sampler: Sampler, batch: StepComparisons
+    ) -> tuple[Float[Tensor, " b"], Metrics]: ...
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Says how good the sample at x_t promises to be; larger is better."""
+
+    num_images: int
+    """Images judged so far."""
+
+    def __call__(
+        self,
+        x_t: Float[Tensor, "b c h w"],
+        x_0: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        prompts: list[str],
+    ) -> Float[Tensor, " b"]: ...
+
+
+@runtime_checkable
+class DifferentiableJudge(Judge, Protocol):
+    """A judge that also says which way is up."""
+
+    def gradient(
+        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
+        """The scores of clean samples promised at a timestep, and their gradients with respect to them."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """Scores finished images with values in [0, 1]; larger is better."""
+
+    def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerRecord:
+    """What must be known of a scorer to make its numbers again; goes into every result."""
+
+    name: str
+    """The column's name, with the version where versions differ: "hps-v2.1"."""
+    weights: str
+    """Where they came from: a hub id, or the last part of a local path."""
+    sha256: str
+    """Of the weights' files."""
+    preprocessing: str
+    """What happens to a picture before the network, in words."""
+    scale: str
+    """What the number is: "exp(logit_scale) cos", "100 cos"."""
+    needs_prompt: bool
+    libraries: dict[str, str]
+    """Versions of those that decide the number."""
+    content: str = ""
+    """The digest of weights, config and tokenizer as loaded, whatever files they came from; "" before it was kept."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores finished pictures as published numbers were made; larger is better.
+
+    The same networks as a `Metric`, a differentiable reward on tensors, prepare pictures differently.
+    """
+
+    @property
+    def record(self) -> ScorerRecord:
+        """What its numbers are of; reading the weights' files for it may take seconds."""
+        ...
+
+    def num_cut(self, prompts: list[str]) -> int:
+        """How many prompts are longer than its text encoder reads; 0 where none is read."""
+        ...
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
+        """One fp32 score per picture, on the CPU; pictures of any size and mode."""
+        ...
+
+
+@runtime_checkable
+class Decode(Protocol):
+    """Latents to images with values in [-1, 1], not clamped."""
+
+    def __call__(self, x_0: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hh ww"]: ...

@@ -1,0 +1,272 @@
+"""Images of prompts, generated into a folder that says how; its files are listed in `generation_folder.py`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from stepalign.core.sampler import DDIM
+from stepalign.core.seeding import PromptNoise, Purpose, generator_for
+from stepalign.data.manifest import ImageRow
+from stepalign.data.prompts_cut import count_cut
+from stepalign.evaluation.generation_folder import (
+    IMAGES,
+    finish_folder,
+    folder_owner,
+    images_to_generate,
+    read_record,
+    rows_digest,
+)
+from stepalign.models.adapters import adapter_digest, load_adapters, split_scale
+from stepalign.models.base import BaseModel, text_readers
+from stepalign.models.identity import adapters_identity, base_identity
+from stepalign.models.policy import GuidedNetwork
+from stepalign.models.unet import replace_unet
+from stepalign.runs.assemble import base_model, guided_network, precision_of
+from stepalign.runs.checks import check_base, check_folder, check_prompts, is_miniature, notes_on_prompts
+from stepalign.runs.recipes import FrozenModel, local_path
+from stepalign.scorers.image_metric import to_pictures
+from stepalign.sources.rollout import sample
+from stepalign.support.claim import claim
+from stepalign.support.config import require, to_plain
+from stepalign.support.digests import Identity, hub_revision
+from stepalign.support.environment import device_name, versions
+from stepalign.support.files import replacing
+from stepalign.support.finite import NotFinite
+from stepalign.support.parallel import decided_by_main, processes
+from stepalign.support.prompt_text import weighting_note
+from stepalign.support.stopping import check_stop, finishing
+from stepalign.support.watcher import NullWatcher, Watcher
+
+BATCHES_ENCODED = 8
+"""How many batches' worth of prompts are encoded at once, and forgotten when they are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What draws pictures, and how."""
+
+    model: str
+    """Diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
+    base: FrozenModel = field(default_factory=FrozenModel)
+    num_steps: int = 20
+    """Sampling steps N."""
+    eta: float = 0.0
+    """DDIM noise; 0 is the deterministic sampling that the papers evaluate with, 1 ancestral sampling."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters on top, PATH or PATH:SCALE: a run's adapter/ folder, a PEFT folder, a .safetensors or .bin file in
+    the layout of diffusers, PEFT or kohya, or a hub id. Scale 1, the default, is as trained, 0 leaves it out."""
+    unet: str | None = None
+    """A fine-tuned UNet, a diffusers folder or hub id, in place of the model's own."""
+    num_images: int = 1
+    """Pictures of every prompt."""
+    seed: int = 0
+    """Picture n of prompt p starts from the same noise at any batch size and for any model of this latent size."""
+    batch_size: int = 8
+    """Pictures drawn at once."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.model), "model", repr(self.model), "a folder, a hub id, a file or miniature")
+        require(1 <= self.num_steps < 1000, "num_steps", self.num_steps, "between 1 and 999")
+        require(0 <= self.eta <= 1, "eta", self.eta, "between 0 and 1")
+        require(all(self.adapters), "adapters", self.adapters, "paths or hub ids")
+        require(self.unet != "", "unet", repr(self.unet), "a folder or a hub id")
+        require(self.num_images >= 1, "num_images", self.num_images, "at least 1")
+        require(self.seed >= 0, "seed", self.seed, "at least 0")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawing:
+    """What draws, loaded."""
+
+    model: BaseModel
+    guided: GuidedNetwork
+    sampler: DDIM
+    identity: Identity
+
+
+def generate_folder(
+    choice: Generation,
+    prompts: list[str],
+    output: Path,
+    *,
+    categories: list[str] | None = None,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Draw pictures of prompts into a folder and return what generation.json says.
+
+    Image n of prompt p comes from a generator of its own, so batch size, number of processes and interruptions change
+    an image by rounding at most. The same call on an unfinished folder keeps the images that can be read and generates
+    the others; on a finished one it checks every file and makes only what is damaged or missing again. Several
+    processes share the images; those that are not the main one return an empty dict.
+
+    Raises ValueError, before writing anything, when something cannot be loaded, a prompt is empty, another job is at
+    work in the folder, or it holds images of other settings or of other content of a model, adapter or prompts, naming
+    what differs; and later for an image that is not finite.
+    """
+    watcher = watcher or NullWatcher()
+    choice = _with_absolute_paths(choice)
+    check_base(choice.model, choice.base)
+    check_folder(choice.unet, "unet")
+    rows = _rows(choice, prompts, categories)
+    settings = _settings(choice, rows)
+    with claim(output, folder_owner(settings), tell=watcher.note) as claimed:
+        drawing = _load(choice)
+        claimed.identify(drawing.identity)
+        files = decided_by_main(lambda: images_to_generate(output, rows, watcher.note))
+        if files is None:
+            return (read_record(output) or {}) if processes().is_main_process else {}
+        start = time.perf_counter()
+        foreign = notes_on_prompts(prompts) if is_miniature(choice.model) else []
+        for note in filter(None, [weighting_note(prompts), *foreign]):
+            watcher.note(note)
+        cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
+        missing = [row for row in rows if row.file in set(files)]
+        with finishing():
+            _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
+        processes().wait_for_everyone()
+        if not processes().is_main_process:
+            return {}
+        record = {
+            "settings": settings,
+            "finished": True,
+            "num_prompts": len(prompts),
+            "num_pictures": len(rows),
+            "resolution": list(drawing.model.picture_size),
+            "prompts_cut": cut,
+            "identity": drawing.identity,
+            "revisions": _revisions(choice),
+            "versions": versions(),
+            "timing": {
+                "seconds": round(time.perf_counter() - start, 1),
+                "num_kept": len(rows) - len(missing),
+                "num_processes": processes().num_processes,
+                "device": device_name(drawing.model.device),
+            },
+        }
+        return finish_folder(output, rows, record)
+
+
+def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
+    """Decoded images with values in [-1, 1] as 8-bit pictures, clamped and rounded as diffusers does."""
+    return to_pictures(images / 2 + 0.5)
+
+
+def _load(choice: Generation) -> _Drawing:
+    model = base_model(choice.model, choice.base)
+    if choice.unet is not None:
+        replace_unet(model, choice.unet)
+    identity = base_identity(model)
+    load_adapters(model, [split_scale(entry) for entry in choice.adapters])
+    identity |= adapters_identity(model, len(choice.adapters))
+    sampler = DDIM(model.schedule(choice.num_steps), eta=choice.eta)
+    return _Drawing(model, guided_network(model, choice.base), sampler, identity)
+
+
+def _revisions(choice: Generation) -> dict[str, str]:
+    """The commits of what comes from the hub, by setting."""
+    names = {"model": choice.model, "unet": choice.unet, "base.vae": choice.base.vae, "base.config": choice.base.config}
+    names |= {f"adapters.{number}": split_scale(entry)[0] for number, entry in enumerate(choice.adapters)}
+    found = {setting: hub_revision(name) for setting, name in names.items() if name is not None}
+    return {setting: commit for setting, commit in found.items() if commit is not None}
+
+
+@torch.no_grad()
+def _draw(choice: Generation, drawing: _Drawing, rows: list[ImageRow], output: Path, watcher: Watcher) -> None:
+    """Draw the pictures of these rows, each written as soon as its batch is done."""
+    done = 0
+    for chunk in _by_prompts(rows, BATCHES_ENCODED * choice.batch_size):
+        drawing.model.encode(list(dict.fromkeys(row.prompt for row in chunk)))
+        for start in range(0, len(chunk), choice.batch_size):
+            batch = chunk[start : start + choice.batch_size]
+            for row, picture in zip(batch, to_pixels(_decoded(choice, drawing, batch)), strict=True):
+                with replacing(output / row.file) as temporary:
+                    picture.save(temporary, format="PNG")
+            done += len(batch)
+            watcher.phase("sample", done, len(rows))
+            check_stop(f"{done} of {len(rows)} images are saved")
+        drawing.model.forget()
+
+
+def _by_prompts(rows: list[ImageRow], num: int) -> Iterator[list[ImageRow]]:
+    """Rows, sorted by prompt, in runs of so many prompts."""
+    places = {index: place for place, index in enumerate(dict.fromkeys(row.prompt_index for row in rows))}
+    for _, run in groupby(rows, key=lambda row: places[row.prompt_index] // num):
+        yield list(run)
+
+
+def _decoded(choice: Generation, drawing: _Drawing, rows: list[ImageRow]) -> Float[Tensor, "b 3 h w"]:
+    """The decoded images of one batch; raises ValueError naming a picture that is not finite."""
+    model = drawing.model
+    noise = PromptNoise([generator_for(choice.seed, Purpose.GENERATION, *row.key) for row in rows], device=model.device)
+    cond = model.encode([row.prompt for row in rows])
+    with _naming(rows):
+        x_0 = sample(drawing.guided, drawing.sampler, cond=cond, latent_shape=model.latent_shape, noise=noise)
+    at_once = choice.base.max_batch or len(x_0)
+    images = []
+    for start in range(0, len(x_0), at_once):
+        with _naming(rows[start:]):
+            images.append(model.decode(x_0[start : start + at_once]))
+    return torch.cat(images)
+
+
+@contextmanager
+def _naming(rows: list[ImageRow]) -> Iterator[None]:
+    """Name the image whose values stopped being finite, the first of a batch of these rows."""
+    try:
+        yield
+    except NotFinite as error:
+        row = rows[error.row]
+        which = f"image {row.image_index} of prompt {row.prompt_index} ({row.prompt[:80]!r})"
+        raise ValueError(f"{which}: {error}") from error
+
+
+def _rows(choice: Generation, prompts: list[str], categories: list[str] | None) -> list[ImageRow]:
+    """The manifest, sorted by prompt; raises ValueError naming a prompt that is empty."""
+    if not prompts:
+        raise ValueError("prompts: none were given")
+    check_prompts(prompts, "prompts")
+    for index, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise ValueError(f"prompts: number {index}, counted from 0, is empty")
+    if categories is not None and len(categories) != len(prompts):
+        raise ValueError(f"categories: {len(categories)} were given for {len(prompts)} prompts")
+    return [
+        ImageRow(p, n, prompt, f"{IMAGES}/{p:05d}-{n}.png", choice.seed, None if categories is None else categories[p])
+        for p, prompt in enumerate(prompts)
+        for n in range(choice.num_images)
+    ]
+
+
+def _with_absolute_paths(choice: Generation) -> Generation:
+    """The choice with what it names on this machine named from the root, so that any directory will do."""
+
+    def absolute(name: str | None) -> str | None:
+        return None if name is None else local_path(name)
+
+    base = replace(choice.base, config=absolute(choice.base.config), vae=absolute(choice.base.vae))
+    return replace(choice, model=local_path(choice.model), unet=absolute(choice.unet), base=base)
+
+
+def _settings(choice: Generation, rows: list[ImageRow]) -> dict[str, Any]:
+    """All that decides the pictures, as plain values; adapters by what their files hold."""
+    adapters = []
+    for name, scale in map(split_scale, choice.adapters):
+        adapters.append({"name": local_path(name), "scale": scale, "sha256": adapter_digest(name)})
+    return {
+        **to_plain(choice),
+        "adapters": adapters,
+        "prompts": rows_digest(rows),
+        "computed_in": str(precision_of(choice.base)).removeprefix("torch."),
+    }

@@ -1,0 +1,208 @@
+"""A folder of pictures scored by any scorers, once each; what comes of it is in `result_card.py`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stepalign.core.protocols import Scorer, ScorerRecord
+from stepalign.data.manifest import EVALUATION, SCORES, ImageRow, ScoredRow, read_manifest, read_scores, write_scores
+from stepalign.data.prompts_cut import count_cut
+from stepalign.evaluation.image_sets import SETS, PictureSets, measure_sets
+from stepalign.evaluation.result_card import WRONG, Scored, prompts_sha256, read_generation, write_results
+from stepalign.models.clip import first_line
+from stepalign.runs.checks import check_device, check_folder, check_scorers
+from stepalign.runs.scorer_names import load_scorer, scorer_entries
+from stepalign.scorers.load import score_pictures
+from stepalign.scorers.record import read_record, record_differences
+from stepalign.scorers.style import style_of, wrong_prompts
+from stepalign.support.claim import locked
+from stepalign.support.config import require
+from stepalign.support.digests import ordered_files_digest, values_digest
+from stepalign.support.images import open_image
+from stepalign.support.parsing import parse_json, read_text
+from stepalign.support.watcher import NullWatcher, Watcher
+
+NAMED = 10
+"""The most bad pictures that an error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Who scores, and how."""
+
+    scorers: tuple[str, ...] = ()
+    """Names, or NAME=PATH with weights of your own: pickscore, hps-v2.0, hps-v2.1, aesthetic, image-reward,
+    clip-score; for the miniature's pictures miniature-aesthetic, miniature-alignment, miniature-pickscore."""
+    batch_size: int = 16
+    """Pictures scored at once."""
+    wrong_prompts: bool = False
+    """Also score every picture with another prompt's text: a gain that is there too is style, not content."""
+    sets: PictureSets = field(default_factory=PictureSets)
+    """What else to measure."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        require(bool(self.scorers) or self.sets.anything, "scorers", "none", "named, or something else measured")
+
+
+def check_scoring(scoring: Scoring) -> dict[str, str]:
+    """The scorers by their names; raises ValueError for anything named that is not there, and loads nothing."""
+    entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
+    check_scorers(scoring.scorers, "scorers")
+    check_device(scoring.device)
+    sets = scoring.sets
+    check_folder(sets.features, "features")
+    check_folder(sets.cmmd, "cmmd")
+    if sets.geneval and sets.detector.endswith(".jsonl"):
+        require(Path(sets.detector).is_file(), "detector", repr(sets.detector), "a file that is there")
+    elif sets.geneval:
+        check_folder(sets.detector, "detector")
+        check_folder(sets.colours, "colours")
+    return entries
+
+
+def evaluate_folder(
+    folder: Path, scoring: Scoring, *, name: str | None = None, watcher: Watcher | None = None
+) -> dict[str, Any]:
+    """Score a folder's pictures and return what results.json says.
+
+    A scorer whose weights, config and tokenizer have scored these very pictures and prompts does not score again; one
+    scorer is in memory at a time, and its scores are written before the next begins. Raises ValueError before any
+    scoring for scorers that are not known, for pictures that are missing or cannot be read, which it counts and names,
+    and while another job is at work in the folder.
+    """
+    watcher = watcher or NullWatcher()
+    entries = check_scoring(scoring)
+    rows = read_manifest(folder, allow_outside=scoring.sets.allow_outside)
+    if scoring.sets.reference is not None:
+        read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
+    read_generation(folder)  # these two are refused before the work, not after it
+    with locked(folder, tell=watcher.note):
+        return _evaluate(folder, rows, entries, scoring, name, watcher)
+
+
+def _evaluate(
+    folder: Path, rows: list[ImageRow], entries: dict[str, str], scoring: Scoring, name: str | None, watcher: Watcher
+) -> dict[str, Any]:
+    pictures, style = inspect(folder, rows, watcher)
+    scored, more = _before(folder, rows, pictures, watcher)
+    given: dict[str, Any] = {"pictures": pictures, "name": name, "device": scoring.device, "more": more}
+    own = [row.prompt for row in rows]
+    others = wrong_prompts(own, seed=0) if scoring.wrong_prompts and entries else None
+    for scorer_name, entry in entries.items():
+        scorer = load_scorer(entry, device=scoring.device)
+        for column, prompts in _columns(scorer_name, scorer, own, others):
+            if not _is_due(scored, column, scorer.record, watcher):
+                continue
+            told = (
+                watcher if column == scorer_name else NullWatcher()
+            )  # the others are the same prompts in another order
+            cut = count_cut({scorer_name: scorer.num_cut}, own, told)
+            scores = _score(folder, rows, scorer, prompts, scoring, watcher)
+            if column in scored.columns:  # another scorer's, which a stop must not leave beside the new scores
+                scored.remove(column)
+                write_results(folder, rows, scored, style, **given)
+            scored.add(column, scores, asdict(scorer.record) | {"prompts_cut": cut})
+            write_scores(folder, _rows(rows, scored.columns))
+            write_results(folder, rows, scored, style, **given)
+        del scorer  # before the next is loaded
+    given["more"] |= measure_sets(folder, rows, scoring.sets, device=scoring.device, watcher=watcher)
+    return write_results(folder, rows, scored, style, **given)
+
+
+def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, list[dict[str, float]]]:
+    """The digest of a folder's pictures in the order of its manifest, and each one's style.
+
+    Raises ValueError that counts the pictures which cannot be read and names the first of them.
+    """
+    style, problems = [], []
+    for number, row in enumerate(rows, 1):
+        path = folder / row.file
+        try:
+            style.append(style_of(open_image(path)))
+        except ValueError as error:
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        watcher.phase("inspect", number, len(rows))
+    if problems:
+        more = f", and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise ValueError(
+            f"{len(problems)} of {len(rows)} pictures of {folder} cannot be scored: {'; '.join(problems[:NAMED])}{more}"
+        )
+    return ordered_files_digest([folder / row.file for row in rows]), style
+
+
+def _columns(name: str, scorer: Scorer, own: list[str], others: list[str] | None) -> list[tuple[str, list[str]]]:
+    """The columns that a scorer fills, with the prompts of each: the pictures' own, and others where wanted."""
+    wrong = [] if others is None or not scorer.record.needs_prompt else [(f"{name}{WRONG}", others)]
+    return [(name, own), *wrong]
+
+
+def _is_due(scored: Scored, column: str, record: ScorerRecord, watcher: Watcher) -> bool:
+    """Whether a column is to be filled: it is not there, or is of another scorer."""
+    if column not in scored.columns:
+        return True
+    different = record_differences(record, read_record(scored.records[column]))
+    if different:
+        watcher.note(f"{column}: scored before by another scorer (its {different[0]} differs); scoring again")
+    else:
+        watcher.note(f"{column}: scored before")
+    return bool(different)
+
+
+def _score(
+    folder: Path, rows: list[ImageRow], scorer: Scorer, prompts: list[str], scoring: Scoring, watcher: Watcher
+) -> list[float]:
+    """A scorer's score of every picture; raises ValueError naming the pictures among which one has none."""
+    scores: list[float] = []
+    for start in range(0, len(rows), scoring.batch_size):
+        batch = rows[start : start + scoring.batch_size]
+        images = [open_image(folder / row.file) for row in batch]
+        try:
+            part = score_pictures(scorer, images, prompts[start : start + len(batch)], batch_size=scoring.batch_size)
+        except ValueError as error:
+            raise ValueError(f"{folder}, {batch[0].file} to {batch[-1].file}: {error}") from error
+        scores += part.tolist()
+        watcher.phase("score", len(scores), len(rows))
+    return scores
+
+
+def _before(folder: Path, rows: list[ImageRow], pictures: str, watcher: Watcher) -> tuple[Scored, dict[str, Any]]:
+    """What an earlier evaluation of the very same pictures and prompts found, and what it measured beside the scores;
+    nothing of others, and nothing of files that are damaged."""
+    if not (folder / EVALUATION).is_file():
+        return Scored({}, {}), {}
+    try:
+        earlier = parse_json(read_text(folder / EVALUATION, EVALUATION), EVALUATION)
+        if earlier.get("pictures_sha256") != pictures or earlier.get("prompts_sha256") != prompts_sha256(rows):
+            return Scored({}, {}), {}
+        return _reusable(folder, rows, earlier), {name: earlier[name] for name in SETS if name in earlier}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        watcher.note(f"the earlier evaluation of {folder} cannot be read, scoring again: {first_line(error)}")
+        return Scored({}, {}), {}
+
+
+def _reusable(folder: Path, rows: list[ImageRow], earlier: dict[str, Any]) -> Scored:
+    """The columns of scores.jsonl that an evaluation has a record of, and that are as it left them."""
+    scored = Scored({}, {})
+    if not (folder / SCORES).is_file():
+        return scored
+    scores = read_scores(folder)
+    if [(row.key, row.prompt) for row in scores] != [(row.key, row.prompt) for row in rows]:
+        return scored
+    for name in (name for name in scores[0].scores if name in earlier["scorers"]):  # a stop can leave one without
+        column = [row.scores[name] for row in scores]
+        if earlier.get("scores_sha256", {}).get(name) in (None, values_digest(column)):
+            read_record(earlier["scorers"][name])
+            scored.add(name, column, earlier["scorers"][name])
+    return scored
+
+
+def _rows(rows: list[ImageRow], columns: dict[str, list[float]]) -> list[ScoredRow]:
+    """The rows of scores.jsonl."""
+    return [
+        ScoredRow(row.prompt_index, row.image_index, row.prompt, {name: column[i] for name, column in columns.items()})
+        for i, row in enumerate(rows)
+    ]

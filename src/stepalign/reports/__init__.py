@@ -1,0 +1,5 @@
+"""HTML pages and plots, readable without a network.
+
+`page` and `plots` are shared; `run` and `judge` are the reports of the two kinds of training, `comparison` the page of
+`stepalign compare`, `figures` the papers' figures.
+"""

@@ -1,0 +1,236 @@
+"""The report of a training run: one HTML page with its pictures and curves inside, readable without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from stepalign.data.prompts_cut import all_cut_words
+from stepalign.reports.page import (
+    THUMBNAIL,
+    Chart,
+    Panel,
+    chart,
+    decimals,
+    difference_row,
+    duration,
+    finite,
+    fixed,
+    is_number,
+    panels_html,
+    picture,
+    spread,
+    write_page,
+)
+from stepalign.reports.sampling_record import sampling_words
+from stepalign.support.environment import timing_of
+from stepalign.support.files import write_text
+
+CURVES = (
+    ("judge_score", "Judge score", "mean of the round's candidates{at}; prompts differ by round", False),
+    ("loss", "Loss", "mean over the round's comparisons", False),
+    ("accuracy", "Accuracy", "comparisons ordered as the judge does", True),
+    ("rms_delta", "RMS delta", "how far the policy has moved: rms of its prediction's change", False),
+    ("outside", "Outside the trust region", "share of the round's pairs", True),
+    ("grad_norm", "Gradient norm", "of the round's updates", False),
+    ("kept", "Pools kept", "candidate pools that gave a comparison", True),
+)
+"""Key of a row of rounds, the curve's title, what is drawn, whether the value is a fraction shown in percent."""
+
+ROLES = {"policy": "the trained model", "ema": "the averaged model", "reference": "the reference model"}
+COUNTS = {
+    "judge_images": "Images scored by the judge",
+    "judge_texts": "Texts encoded by the judge",
+    "base_texts": "Texts encoded by the base model",
+}
+"""Counters of the summary in words, where they are not a phase and a role."""
+
+GAINS_START, GAINS_END = "<!-- gains -->", "<!-- /gains -->"
+"""Around the figure of gains in the page, or the words that stand for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One held-out prompt: what the base model and the aligned model draw from the same seed."""
+
+    prompt: str
+    base: Float[Tensor, "3 h w"]
+    aligned: Float[Tensor, "3 h w"]
+    """Both in [0, 1]."""
+    base_scores: dict[str, float]
+    """By the name of the metric; higher is better."""
+    aligned_scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrajectoryStep:
+    """One branching step of one prompt: the k candidates as the judge saw them."""
+
+    timestep: int
+    """Where the candidates lie; 0 is the finished picture."""
+    images: Float[Tensor, "k 3 h w"]
+    """In [0, 1]."""
+    scores: list[float]
+    best: int
+    worst: int
+    followed: int
+    """The candidate the trajectory went on from."""
+    trained: bool
+    """False when the judge was too unsure and the pair was dropped."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    recipe: str,
+    rounds: list[dict[str, Any]],
+    summary: dict[str, Any],
+    examples: list[Example],
+    prompt: str,
+    trajectory: list[TrajectoryStep],
+    pairing: str = "best-worst",
+    signal: str = "candidates",
+    weights: list[Panel] | None = None,
+    weighting: str = "",
+) -> None:
+    """Write the self-contained page of a run to `path`, replacing it in one step.
+
+    Pictures are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
+    `pairing` and `signal` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
+    own.
+    Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
+    """
+    scores = summary.get("scores", {})
+    # The interval's width tells how many decimals of a metric mean something.
+    digits = {name: decimals(spread(row["interval"])) for name, row in scores.items()}
+    step_digits = decimals(max((spread(step.scores) for step in trajectory), default=0.0) / 10)
+    values = {
+        "title": title,
+        "recipe": recipe,
+        "num_rounds": len(rounds),
+        "summary": summary,
+        "duration": duration(seconds) if is_number(seconds := timing_of(summary).get("seconds")) else None,
+        "sampling": sampling_words(summary.get("sampling", {})),
+        "scores": [_score_row(name, row, digits=digits[name]) for name, row in scores.items()],
+        "examples": [_card(example, digits=digits) for example in examples],
+        "charts": _curves(rounds),
+        "prompt": prompt,
+        "trajectory": [_step_row(step, digits=step_digits) for step in trajectory],
+        "trained": _trained_words(pairing, signal),
+        "warnings": _warnings(summary),
+        "calls": [(call_words(name), f"{count:,}") for name, count in (summary.get("calls") or {}).items()],
+        "weights": weights,
+        "weighting": weighting,
+    }
+    write_page(path, "report.html.j2", values)
+
+
+def add_gains(path: Path, panels: list[Panel]) -> None:
+    """Put the panels of gains by timestep into a run's report, in place of those that were there.
+
+    Raises ValueError when the page has no room for them, as one of an older version.
+    """
+    page = path.read_text(encoding="utf-8")
+    before, start, rest = page.partition(GAINS_START)
+    _, end, after = rest.partition(GAINS_END)
+    if not (start and end):
+        raise ValueError(f"{path} has no place for the figure of gains; it was written by an older version")
+    words = (
+        '<p class="soft">What training changed in x̂0 at each timestep, aligned less base on the same noise, with 95 % '
+        "intervals over held-out prompts (GradSPO, figure 2b).</p>"
+    )
+    write_text(path, f"{before}{start}\n{words}\n{panels_html(panels)}\n{end}{after}")
+
+
+def _warnings(summary: dict[str, Any]) -> list[str]:
+    """What a reader must know before the numbers: a failed run, signs of ill health, prompts that were cut."""
+    failed = [summary["failed"]] if summary.get("failed") else []
+    signs = [
+        f"After round {sign['round']}: {sign['message']}" if sign["round"] else sign["message"]
+        for sign in summary.get("watch") or []
+    ]
+    return [*failed, *signs, *all_cut_words(summary.get("prompts_cut") or {})]
+
+
+def call_words(name: str) -> str:
+    """A counter of work in words: `sampling_ema` is "Network calls, sampling: the averaged model"."""
+    if name in COUNTS:
+        return COUNTS[name]
+    phase, _, role = name.rpartition("_")
+    if phase and role in ROLES:
+        return f"Network calls, {phase}: {ROLES[role]}"
+    return name.replace("_", " ").capitalize()
+
+
+def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
+    """What became of a step's candidates, when the judge told them apart and when it did not."""
+    if signal == "clean-gradient":
+        words = "Not trained on: this run learns from the judge's gradient."
+        return words, words
+    dropped = "Dropped: the judge told the candidates too little apart."
+    return {
+        "best-worst": "Trained on: best against worst.",
+        "all-k": "Trained on: all candidates, weighted by their scores.",
+        "two-random": "Trained on: two random candidates.",
+    }[pairing], dropped
+
+
+def _score_row(name: str, row: dict[str, Any], *, digits: int) -> dict[str, Any]:
+    """One metric's line of the table."""
+    cells = [[fixed(row["base"], digits)], [fixed(row["aligned"], digits)]]
+    difference, interval = row["difference"], row["interval"]
+    return difference_row(name.replace("_", " "), cells, difference=difference, interval=interval, digits=digits)
+
+
+def _card(example: Example, *, digits: dict[str, int]) -> dict[str, Any]:
+    """One example as the template shows it: per side the picture and lines of metric, score and "up", "down" or ""."""
+    before, after = example.base_scores, example.aligned_scores
+    base = [(metric, fixed(before[metric], digits.get(metric, 2)), "") for metric in before]
+    aligned = [
+        (metric, fixed(after[metric], digits.get(metric, 2)), _trend(before.get(metric), after[metric]))
+        for metric in after
+    ]
+    sides = [("base", picture(example.base), base), ("aligned", picture(example.aligned), aligned)]
+    return {"prompt": example.prompt, "sides": sides}
+
+
+def _trend(before: Any, after: Any) -> str:
+    """Whether a score went "up" or "down"; nothing when it stayed or either is no number."""
+    if not is_number(before) or not is_number(after) or before == after:
+        return ""
+    return "up" if after > before else "down"
+
+
+def _step_row(step: TrajectoryStep, *, digits: int) -> dict[str, Any]:
+    """One branching step as the template shows it: its candidates are pairs of picture and score."""
+    pictures = [picture(image, limit=THUMBNAIL) for image in step.images]
+    scores = [fixed(score, digits) for score in step.scores]
+    return {"step": step, "candidates": list(zip(pictures, scores, strict=True))}
+
+
+def _judged_at(rounds: list[dict[str, Any]]) -> str:
+    """Where the last candidates of the rounds were judged, in words; "" where the rows of an older run do not say."""
+    timesteps = {row["judge_timestep"] for row in rounds if row.get("judge_timestep") is not None}
+    return f" at t = {', '.join(map(str, sorted(timesteps)))}" if timesteps else ""
+
+
+def _curves(rounds: list[dict[str, Any]]) -> list[Chart]:
+    """A chart for each known key that is a number in some round, then the last round's RMS delta by timestep."""
+    numbers = [row.get("round", index) for index, row in enumerate(rounds, start=1)]
+    charts = []
+    for key, title, note, percent in CURVES:
+        values = [row.get(key) for row in rounds]
+        if finite(values):
+            described = note.replace("{at}", _judged_at(rounds))
+            charts.append(chart(numbers, values, title=title, note=described, x_name="round", percent=percent))
+    by_timestep = (rounds[-1].get("rms_delta_by_timestep") or {}) if rounds else {}
+    if finite(by_timestep.values()):
+        rows = sorted(((int(timestep), value) for timestep, value in by_timestep.items()), reverse=True)
+        title, note = "RMS delta by timestep", "last round, from high noise to low"
+        charts.append(chart([x for x, _ in rows], [y for _, y in rows], title=title, note=note, x_name="timestep"))
+    return charts

@@ -1,0 +1,255 @@
+"""From a recipe to the parts of a run, every one checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import CLIPTokenizer
+
+from stepalign import miniature
+from stepalign.core.protocols import Judge, Metric
+from stepalign.core.sampler import DDIM
+from stepalign.data.prompt_files import load_prompts
+from stepalign.data.prompts_cut import Reader
+from stepalign.judges.image import ImageJudge
+from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm_files import RELEASED_TOKENIZER
+from stepalign.miniature import oracles, world
+from stepalign.models.base import BaseModel, text_readers
+from stepalign.models.clip import first_line, resolve_folder
+from stepalign.models.identity import base_identity
+from stepalign.models.load import load
+from stepalign.models.policy import GuidedNetwork, LoraPolicy
+from stepalign.runs.checks import check_prompts, check_recipe
+from stepalign.runs.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
+from stepalign.runs.scorer_names import load_scorer, scorer_entries
+from stepalign.scorers.image_metric import PictureMetric
+from stepalign.scorers.pickscore import PickScore
+from stepalign.support.digests import Identity, network_identity, text_digest, values_digest
+from stepalign.support.parallel import processes
+from stepalign.training.trainer import Trainer
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracles.alignment}
+
+
+@dataclass(frozen=True, slots=True)
+class GuardPrompts:
+    """Held-out prompts that a guard measures during training."""
+
+    prompts: list[str]
+    """Of every measurement."""
+    second: list[str]
+    """Of the measurement that confirms an alarm."""
+    evaluated: bool
+    """Whether the final evaluation reports on them too."""
+
+    def describe(self) -> str:
+        """Whose prompts they are, in words."""
+        own = "also those of the final evaluation" if self.evaluated else "none of the final evaluation"
+        return f"{own}; a second measurement has {'the same' if self.second == self.prompts else 'others'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run works with."""
+
+    model: BaseModel
+    policy: LoraPolicy
+    sampler: DDIM
+    judge: Judge
+    trainer: Trainer
+    held_out: list[str]
+    """Prompts to evaluate on; empty when the recipe has none."""
+    metrics: dict[str, Metric]
+    identity: Identity
+    """Digests of all that decides the run besides its recipe."""
+    readers: dict[str, Reader]
+    """The text encoders that all prompts go through, by name."""
+    scorer_readers: dict[str, Reader]
+    """Those of scorers, which read held-out prompts only."""
+    guard: GuardPrompts
+
+
+def assemble(recipe: Recipe) -> Parts:
+    """Load and check everything a recipe names; raises ValueError with what is wrong and what to do.
+
+    What needs no weights is checked before any are loaded.
+    """
+    check_recipe(recipe)
+    prompts = _prompts(recipe.prompts, "prompts")
+    held_out, guard = _held_out(recipe)
+    check_prompts(prompts, "prompts")
+    check_prompts(held_out, "evaluation.prompts")
+    scorers = scorer_entries(recipe.evaluation.scorers) if recipe.evaluation.scorers else {}
+    if both := scorers.keys() & set(recipe.evaluation.oracles):
+        raise ValueError(f"evaluation.scorers: {', '.join(both)} is the name of an oracle too; leave one of them out")
+    model = base_model(recipe.model, recipe.base)
+    judge, judge_identity, judge_reader = _judge(recipe, model)
+    identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
+    identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
+    identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
+    sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
+    if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
+        raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
+    if recipe.base.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    policy = LoraPolicy(guided_network(model, recipe.base), rank=recipe.lora_rank, seed=recipe.seed)
+    trainer = Trainer(
+        policy,
+        sampler,
+        judge,
+        recipe.objective,
+        encode=model.encode,
+        prompts=prompts,
+        latent_shape=model.latent_shape,
+        branching=recipe.branching,
+        config=recipe.training,
+        seed=recipe.seed,
+        loss_scaling=precision_of(recipe.base) == torch.float16,
+    )
+    metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
+    scorer_readers: dict[str, Reader] = {}
+    for name, entry in scorers.items():
+        scorer = load_scorer(entry, device=processes().device)
+        identity[f"scorer {name}"] = scorer.record.content
+        metrics[name], scorer_readers[name] = PictureMetric(scorer), scorer.num_cut
+    readers = text_readers(model.pipeline) | {"the judge": judge_reader}
+    return Parts(
+        model,
+        policy,
+        sampler,
+        judge,
+        trainer,
+        held_out,
+        metrics,
+        identity,
+        readers,
+        scorer_readers,
+        guard,
+    )
+
+
+def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:
+    """Of frozen weights where the run computes."""
+    return DTYPES[choice.precision] if processes().device.type != "cpu" else torch.float32
+
+
+def base_model(name: str, base: FrozenModel) -> BaseModel:
+    """The base model of a recipe, on this process's device."""
+    sides = base.resolution
+    return load(
+        str(miniature.MODEL) if name == MINIATURE else name,
+        config=base.config,
+        vae=base.vae,
+        prediction_type=base.prediction_type,
+        resolution=None if sides is None else (sides[0], sides[-1]),
+        dtype=precision_of(base),
+        device=processes().device,
+    )
+
+
+def guided_network(model: BaseModel, base: FrozenModel) -> GuidedNetwork:
+    """The base model's network as a recipe has it predict."""
+    precision = precision_of(base)
+    return GuidedNetwork(
+        model.network,
+        negative=model.negative(),
+        guidance_scale=base.guidance_scale,
+        autocast=None if precision == torch.float32 else precision,
+        max_batch=base.max_batch,
+    )
+
+
+def _prompts(source: str | None, field: str) -> list[str]:
+    if source is None:
+        raise ValueError(
+            f"{field}: this recipe has none; give a file with --{field} FILE (.txt, .json, .jsonl, .csv or .tsv)"
+        )
+    if source == MINIATURE:
+        training, held_out = world.split_captions()
+        return training if field == "prompts" else held_out
+    return load_prompts(source)
+
+
+def _held_out(recipe: Recipe) -> tuple[list[str], GuardPrompts]:
+    """The prompts of the final evaluation and those of the guard."""
+    if recipe.evaluation.prompts is None:
+        return [], GuardPrompts([], [], evaluated=False)
+    every = _prompts(recipe.evaluation.prompts, "evaluation.prompts")
+    prompts = every[: recipe.evaluation.num_prompts]
+    if len(set(prompts)) < 2:
+        raise ValueError("evaluation.prompts: an interval needs at least two different held-out prompts")
+    guard = guard_prompts(every, prompts, recipe.guard.num_prompts)
+    if recipe.evaluation.oracles:
+        world.attributes_of(prompts + (guard.prompts + guard.second if recipe.guard.every else []))
+    return prompts, guard
+
+
+def guard_prompts(every: list[str], evaluated: list[str], num: int) -> GuardPrompts:
+    """The guard's prompts among all held-out ones: other ones than the final evaluation's, and other ones for a second
+    measurement, as far as there are enough."""
+    reported = set(evaluated)
+    rest = [prompt for prompt in dict.fromkeys(every) if prompt not in reported]
+    if len(rest) >= 2 * num:
+        return GuardPrompts(rest[:num], rest[num : 2 * num], evaluated=False)
+    if len(rest) >= num:
+        return GuardPrompts(rest[:num], rest[:num], evaluated=False)
+    distinct = list(dict.fromkeys(every))
+    if len(distinct) >= 2 * num:
+        return GuardPrompts(distinct[:num], distinct[num : 2 * num], evaluated=True)
+    return GuardPrompts(distinct[:num], distinct[:num], evaluated=True)
+
+
+def _judge(recipe: Recipe, model: BaseModel) -> tuple[Judge, Identity, Reader]:
+    """The judge, its identity, and how many of some prompts it cuts."""
+    choice, device = recipe.judge, processes().device
+    try:
+        match choice.kind:
+            case "spm":
+                path = str(miniature.SPM) if choice.path == MINIATURE else choice.path
+                spm, tokenizer = load_spm(path, precision_of(choice))
+                step_aware = StepAwareJudge(
+                    spm.to(device),
+                    tokenizer,
+                    model.decode,
+                    max_batch=choice.max_batch,
+                    preprocessing=choice.preprocessing,
+                )
+                return step_aware, spm_identity("judge", spm, tokenizer), step_aware.num_cut
+            case "pickscore":
+                metric = pickscore(choice.path, precision_of(choice))
+                judge = ImageJudge(metric, model.decode, max_batch=choice.max_batch)
+                identity = network_identity("judge", metric.model, metric.model.config, metric.tokenizer)
+                return judge, identity, metric.num_cut
+    except (ValueError, OSError) as error:
+        raise ValueError(f"judge: {first_line(error)}; give a folder, hub id or .bin with --judge.path") from error
+
+
+def load_spm(path: str, dtype: torch.dtype = torch.float32) -> tuple[StepAwarePreferenceModel, CLIPTokenizer]:
+    """A step-aware preference model, a folder, hub id or released `.bin`, with its tokenizer.
+
+    That of a `.bin` is the one beside it, or PickScore's from the hub.
+    """
+    if path.endswith(".bin"):
+        spm = StepAwarePreferenceModel.from_checkpoint(path, dtype=dtype)
+        beside = Path(path).expanduser().parent
+        has_tokenizer = any((beside / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+        return spm, CLIPTokenizer.from_pretrained(beside if has_tokenizer else resolve_folder(RELEASED_TOKENIZER))
+    spm = StepAwarePreferenceModel.from_pretrained(path, dtype=dtype)
+    return spm, CLIPTokenizer.from_pretrained(resolve_folder(path))
+
+
+def spm_identity(name: str, spm: StepAwarePreferenceModel, tokenizer: CLIPTokenizer) -> Identity:
+    """Digests of a step-aware preference model's weights, config and tokenizer."""
+    found = network_identity(name, spm, spm.config, tokenizer)
+    options = [spm.timestep_conditioning, spm.preprocessing]
+    return found | {f"{name}.config": values_digest([found[f"{name}.config"], options])}
+
+
+def pickscore(path: str, dtype: torch.dtype = torch.float32) -> PickScore:
+    """A PickScore-like scorer, a folder, hub id or "miniature", on this process's device."""
+    name = str(miniature.PICKSCORE) if path == MINIATURE else path
+    return PickScore.from_pretrained(name, device=processes().device, dtype=dtype)

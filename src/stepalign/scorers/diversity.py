@@ -1,0 +1,67 @@
+"""How different the pictures of one prompt are, by features of any network.
+
+Alignment can make a model draw one picture again and again: draw k >= 2 per prompt, from the same seeds before and
+after, and compare. Means over prompts can be paired like scores.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+
+@runtime_checkable
+class Extract(Protocol):
+    """Pictures of any size and mode to a feature vector each."""
+
+    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "b e"]: ...
+
+
+def pairwise_distance(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
+    """The mean of 1 - cos over the k (k - 1)/2 pairs of each prompt's pictures, in float64: 0 for copies."""
+    cosines = _cosines(features)
+    k = cosines.shape[1]
+    return 1 - (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1))
+
+
+def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
+    """How many different pictures each prompt has, in effect, in float64: 1 for copies, k for orthogonal features.
+
+    exp(-sum l ln l) over the eigenvalues l of the matrix of cosines divided by k (Friedman and Dieng 2022).
+    """
+    cosines = _cosines(features)
+    shares = torch.linalg.eigvalsh(cosines / cosines.shape[1]).clamp(min=0)
+    return torch.special.entr(shares).sum(1).exp()
+
+
+def prompt_features(groups: list[list[Image.Image]], extract: Extract) -> Float[Tensor, "n k e"]:
+    """The features of each prompt's pictures; raises ValueError unless all prompts have equally many, two or more."""
+    if not groups:
+        raise ValueError("there are no prompts with pictures")
+    sizes = sorted({len(group) for group in groups})
+    if len(sizes) > 1 or sizes[0] < 2:
+        raise ValueError(
+            f"every prompt needs the same number of pictures, at least 2; they have {' or '.join(map(str, sizes))}"
+        )
+    return torch.stack([extract(group) for group in groups])
+
+
+def _cosines(features: Float[Tensor, "n k e"]) -> Float[Tensor, "n k k"]:
+    """Those of every pair of a prompt's pictures; raises ValueError where there is no direction to compare."""
+    n, k, _ = features.shape
+    if n == 0 or k < 2:
+        raise ValueError(f"diversity needs prompts with at least two pictures each, got {n} prompts with {k}")
+    lengths = features.double().norm(dim=2, keepdim=True)
+    bad = (~(lengths.isfinite() & (lengths > 0))).nonzero()
+    if len(bad):
+        prompt, picture = bad[0, :2].tolist()
+        raise ValueError(
+            f"the features of picture {picture} of prompt {prompt} are all zero or no finite numbers; {len(bad)} of "
+            f"{n * k} are"
+        )
+    unit = features.double() / lengths
+    return unit @ unit.mT

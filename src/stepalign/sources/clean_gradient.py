@@ -1,0 +1,62 @@
+"""Comparisons without candidates: the exact gradient of the judge's score in place of noise (GradSPO appendix G)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.protocols import Denoiser, DifferentiableJudge, Sampler
+from stepalign.core.seeding import PromptNoise
+from stepalign.sources.rollout import Branching, check_scores
+from stepalign.support.finite import check_finite
+
+
+@torch.no_grad()
+def gradient_rollout(
+    denoise: Denoiser,
+    sampler: Sampler,
+    judge: DifferentiableJudge,
+    *,
+    cond: Conditioning,
+    prompts: list[str],
+    latent_shape: tuple[int, int, int],
+    noise: PromptNoise,
+    branching: Branching,
+    on_step: Callable[[], None] = lambda: None,
+) -> tuple[list[StepComparisons], Float[Tensor, " b"]]:
+    """A comparison per prompt at every step that branches, on one plain trajectory, and the last step's scores.
+
+    The comparison's noises are ±z/2 with z along the gradient of the judge's score at x̂0(x_t) with respect to x̂0 (with
+    respect to x_t it is unstable), and as long as the difference of two independent noises is on average: sqrt(2 D)
+    for D latent entries. A prompt costs N predictions and a judged image, with its gradient, per comparison.
+
+    Raises NotFinite, naming the part, when a score or a gradient is not a finite number.
+    """
+    b = len(prompts)
+    x_t = noise.normal(*latent_shape)
+    comparisons: list[StepComparisons] = []
+    scores = torch.zeros(b, device=x_t.device)
+    for t in sampler.timesteps:
+        step_t = torch.full((b,), t, device=x_t.device)
+        prediction = denoise(x_t, step_t, cond)
+        if branching.applies_at(t, sampler):
+            scores, gradient = judge.gradient(sampler.predict_x0(prediction, x_t, step_t), step_t, prompts)
+            check_scores(scores, t)
+            half = _half_difference(gradient.float(), t)
+            pair = torch.stack([half, -half], 1)
+            comparisons.append(StepComparisons(cond, step_t, x_t[:, None], prediction[:, None], pair))
+        x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
+        on_step()
+    return comparisons, scores
+
+
+def _half_difference(gradient: Float[Tensor, "b c h w"], t: int) -> Float[Tensor, "b c h w"]:
+    """Gradients scaled to the length sqrt(D / 2); zeros stay zeros."""
+    check_finite(gradient, f"the gradient of the judge's score at timestep {t}", "check the files of judge and VAE")
+    norm = gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    length = (gradient[0].numel() / 2) ** 0.5
+    return torch.where(norm > 0, gradient * (length / norm.clamp_min(1e-30)), 0.0)

@@ -1,0 +1,38 @@
+"""What a result was computed with: versions of the libraries, the device, and the time it took."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from stepalign.support.reproducibility import processor
+
+PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate")
+
+
+def timing(*, seconds: float, training_seconds: float, device: torch.device) -> dict[str, Any]:
+    """What of a summary another run of the same would not repeat."""
+    return {
+        "seconds": round(seconds, 1),
+        "training_seconds": round(training_seconds, 1),
+        "device": device_name(device),
+    }
+
+
+def timing_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Seconds and device of a summary; older versions' have them at the top."""
+    return summary.get("timing", summary)
+
+
+def versions() -> dict[str, str]:
+    """Of stepalign and the libraries that decide numbers."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def device_name(device: torch.device) -> str:
+    """What computes, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return processor()

@@ -1,0 +1,212 @@
+"""Exceptions as one line and an exit status: 1 failed, 2 a command that makes no sense, 128 + n ended by signal n.
+
+What a user, a file, a disk or memory can cause is explained; of anything else the traceback goes to a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from stepalign.support.stopping import Stopped
+
+TRACEBACK = "traceback.txt"
+MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
+"""Files that tell a directory of ours: only there, or in the system's temporary folder, a traceback is written."""
+LONGEST = 1200
+"""Characters of a line; a prompt or a list of tensors may be of any length."""
+RESUMABLE = ("demo", "train", "train-judge", "generate", "evaluate", "sweep")
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|unable to mmap|bad_alloc|"
+    r"can't start new thread|ALLOC_FAILED|os error 12\b|failed to allocate",
+    re.IGNORECASE,
+)
+DISK_FULL = re.compile(
+    r"no space left|disk quota exceeded|os error 28\b|os error 122\b|PytorchStreamWriter failed|iostream error|"
+    r"file write failed|inline_container\.cc.*unexpected pos",
+    re.IGNORECASE,
+)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOST_PROCESS = re.compile(
+    r"connection (closed|reset) by peer|gloo|nccl|broken pipe|timed? ?out waiting|barrier|socket|TCPStore",
+    re.IGNORECASE,
+)
+UNSAFE_ADVICE = re.compile(r"Weights only load failed.*", re.DOTALL)
+"""torch recommends to run what a file holds."""
+TRAINING_MEMORY = (
+    "--base.max_batch 1, a smaller --training.train_batch, --training.sample_batch, --judge.max_batch or "
+    "--evaluation.batch_size, --base.gradient_checkpointing true, or a smaller --base.resolution"
+)
+DRAWING_MEMORY = "a smaller --batch_size, --base.max_batch 1 or a smaller --base.resolution"
+MEMORY_ADVICE = {
+    "demo": "free some",
+    "train": TRAINING_MEMORY,
+    "sweep": TRAINING_MEMORY.replace("--", "") + ", as `changes` in its file",
+    "train-judge": (
+        "--base.max_batch 1, a smaller --training.micro_batch, --data.encode_batch or --evaluation.batch_size, "
+        "--training.gradient_checkpointing true, or a smaller --base.resolution"
+    ),
+    "generate": DRAWING_MEMORY,
+    "evaluate": f"a smaller --scoring-batch; with --model, {DRAWING_MEMORY}",
+    "plot": "a smaller base.max_batch in the run's recipe, or fewer --num-prompts",
+}
+
+
+class UsageError(Exception):
+    """A command line that names no command, or words that no command takes."""
+
+
+def report(error: BaseException, *, command: str, output: Path | None) -> int:
+    """Print the one line that a user needs and return the exit status; only an unexpected error writes a file."""
+    if isinstance(error, BrokenPipeError):
+        return _broken_pipe()
+    line, status = _explain(error, command, output)
+    if line is None:
+        place = _write_traceback(error, output)
+        where = f"the traceback is in {place}" if place else "its traceback could not be written"
+        line = (
+            f"unexpected {type(error).__name__}: {str(error) or 'no message'}; {where}; please report it with the "
+            "output of `stepalign env`"
+        )
+    if _is_main_process() or (not isinstance(error, Stopped) and not _lost_process(error)):
+        say(line)
+    return status
+
+
+def say(line: str) -> None:
+    """Print one line on standard error, with nothing in it that a terminal would act on."""
+    rank = "" if _is_main_process() else f" (process {os.environ['RANK']})"
+    with suppress(OSError):  # a closed terminal has nobody to tell
+        print(f"stepalign{rank}: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Text as one line of bounded length; what cannot be printed is spelled out."""
+    text = " ".join(UNSAFE_ADVICE.sub("the file holds more than tensors", text).split())
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    half = LONGEST // 2
+    return shown if len(shown) <= LONGEST else f"{shown[:half]} ... {shown[-half:]}"
+
+
+def prepare_output() -> None:
+    """Let standard output and error print any text, whatever their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # replaced or closed by whoever runs us
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _explain(error: BaseException, command: str, output: Path | None) -> tuple[str | None, int]:
+    """The line for what is expected to go wrong, None for the rest, and the status."""
+    if isinstance(error, UsageError):
+        return str(error), 2
+    if isinstance(error, Stopped):
+        return _stopped(str(error), error.saved, command), error.status
+    if isinstance(error, KeyboardInterrupt):
+        return _stopped("stopped", "", command), 130
+    for cause in _causes(error):  # also below a message that blames the file which was being read
+        if _is_out_of_memory(cause):
+            advice = MEMORY_ADVICE.get(command, "free some, or use a machine with more of it")
+            return f"memory ran out ({_first_line(cause)}); try {advice}", 1
+        if _is_disk_full(cause):
+            return _disk_full(cause, command, output), 1
+    if _lost_process(error):
+        return f"another process of this command ended ({_first_line(error)}){_again(command)}", 1
+    if isinstance(error, RecursionError):
+        return f"something that was read is nested too deeply ({_first_line(error)})", 1
+    if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
+        return f"the Hugging Face hub cannot be reached ({_first_line(error)})", 1
+    if isinstance(error, ValueError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        return f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}", 1
+    return None, 1
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those it was raised from."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return not isinstance(error, ValueError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in NO_ROOM
+    return not isinstance(error, ValueError) and bool(DISK_FULL.search(str(error)))
+
+
+def _lost_process(error: BaseException) -> bool:
+    """Whether an error of torch.distributed says that another process is gone."""
+    if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    return isinstance(error, RuntimeError) and bool(LOST_PROCESS.search(f"{type(error).__name__} {error}"))
+
+
+def _disk_full(error: BaseException, command: str, output: Path | None) -> str:
+    name = error.filename if isinstance(error, OSError) else None
+    free = ""
+    if output is not None:
+        with suppress(OSError):
+            place = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+            free = f", {shutil.disk_usage(place).free / 1e6:,.0f} MB are free at {place}"
+    return f"cannot write {name or 'a file'}: no space left on the disk{free}; free some{_again(command)}"
+
+
+def _stopped(what: str, saved: str, command: str) -> str:
+    return f"{what}{saved and f'; {saved}'}{_again(command)}"
+
+
+def _again(command: str) -> str:
+    return "; the same command resumes" if command in RESUMABLE else "; give the same command again"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+
+
+def _write_traceback(error: BaseException, output: Path | None) -> Path | None:
+    """The file with an error's traceback: in the command's own directory if there is one, else a temporary one."""
+    text = "".join(traceback.format_exception(error))
+    encoded = text.encode("utf-8", "backslashreplace")
+    if output is not None and any((output / marker).is_file() for marker in MARKERS):
+        with suppress(OSError):
+            (output / TRACEBACK).write_bytes(encoded)
+            return output / TRACEBACK
+    with suppress(OSError):
+        descriptor, name = tempfile.mkstemp(prefix="stepalign-", suffix=".txt")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(encoded)
+        return Path(name)
+    return None
+
+
+def _broken_pipe() -> int:
+    """Whoever read our output has seen enough: be quiet, also when Python flushes it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    return 128 + 13
+
+
+def _is_main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,66 @@
+"""The processes that share a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from stepalign.support.finite import NotFinite
+from stepalign.support.reproducibility import warn_about_mkl
+from stepalign.support.stopping import stop_requested
+
+T = TypeVar("T")
+
+
+def processes() -> PartialState:
+    """This process's place among those that `accelerate launch` or `torchrun` started; alone otherwise.
+
+    Without a GPU the processes talk through gloo, which accelerate has to be told.
+    """
+    warn_about_mkl()
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
+def any_asked_to_stop() -> int:
+    """The number of the signal that has asked any process to stop, the same in all; 0 for none."""
+    if processes().num_processes == 1:
+        return stop_requested()
+    return max(gather_object([stop_requested()]))
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What the main process decides, told to all; what it raises is raised in all, in the others as ValueError."""
+    if processes().num_processes == 1:
+        return decide()
+    verdict: list[Any] = [None, None]
+    failed: Exception | None = None
+    if processes().is_main_process:
+        try:
+            verdict[0] = decide()
+        except Exception as error:
+            verdict[1], failed = str(error), error
+    broadcast_object_list(verdict)
+    if failed is not None:
+        raise failed
+    if verdict[1] is not None:
+        raise ValueError(verdict[1])
+    return verdict[0]
+
+
+def together(work: Callable[[], T]) -> T:
+    """The result of this process's share of some work; a NotFinite of one process is raised on all of them.
+
+    The work may not wait for other processes.
+    """
+    try:
+        result, faults = [work()], []
+    except NotFinite as error:
+        result, faults = [], [error]
+    found: list[NotFinite] = faults if processes().num_processes == 1 else gather_object(faults)
+    if found:
+        raise found[0]
+    return result[0]

@@ -1,0 +1,211 @@
+"""Training the step-aware preference model (SPO supplement 2): a frozen base model shows it what x̂0 looks like at
+every noise level, people's preferences say which of two is better.
+
+What a step does is decided by the seed and the step's number alone; processes share its pairs and sum their
+gradients, so that their number changes nothing but the speed, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import gather_object, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from stepalign.core.seeding import EpochOrder, PromptNoise, Purpose, generator_for
+from stepalign.data.prepared import PreparedPairs
+from stepalign.judges.pairs import JudgeScorer, agreement
+from stepalign.support.config import require
+from stepalign.support.finite import check_finite
+from stepalign.support.parallel import processes, together
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeTraining:
+    """How the judge trains; the defaults are the paper's for Stable Diffusion 1.5."""
+
+    num_steps: int = 8000
+    """Optimizer steps."""
+    batch_size: int = 64
+    """Pairs per optimizer step, over all processes."""
+    micro_batch: int = 8
+    """Pairs in one forward and backward pass of one process; gradients accumulate over the rest."""
+    learning_rate: float = 3e-6
+    num_warmup_steps: int = 500
+    """Linear warm-up, then linear decay to zero."""
+    weight_decay: float = 0.3
+    max_grad_norm: float = 1.0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the judge's forward passes; its weights, gradients and scores are fp32."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "micro_batch"):
+            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
+        for name in ("num_warmup_steps", "weight_decay"):
+            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
+        for name in ("learning_rate", "max_grad_norm"):
+            require(0 < getattr(self, name) < 1e15, f"training.{name}", getattr(self, name), "positive, below 1e15")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeState:
+    """Everything that decides the rest of a judge's training, given its recipe and its pairs."""
+
+    pairs: str
+    """A digest of the training pairs; the order they come in is decided by seed and position."""
+    num_steps: int
+    """Optimizer steps done."""
+    seconds: float
+    calls: dict[str, int]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The cross-entropy of each label under softmax over two scores, ties shifted to an optimum of 0.
+
+    By hand: scores (1, 0) and label 1 give -ln(.7311) = .3133; label .5 gives .8133 - .6931 = .1201, and 0 for equal
+    scores.
+    """
+    target = torch.stack([label, 1 - label], 1)
+    entropy = -(target * target.clamp_min(1e-12).log()).sum(1)
+    return -(target * F.log_softmax(scores, dim=1)).sum(1) - entropy
+
+
+class JudgeTrainer:
+    """A judge's training in progress. `step()` does the next step; `state()` is all it takes to go on elsewhere."""
+
+    def __init__(self, scorer: JudgeScorer, *, pairs: PreparedPairs, config: JudgeTraining, seed: int) -> None:
+        self.scorer = scorer
+        self.pairs = pairs
+        self.config = config
+        self.seed = seed
+        self.processes = processes()
+        model = scorer.model.train().requires_grad_(True)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        self.parameters = list(model.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
+        )
+        self.order = EpochOrder(len(pairs), seed=seed, purpose=Purpose.JUDGE_ORDER)
+        self.num_steps = 0
+        self.seconds = 0.0
+        self.calls: Counter[str] = Counter()
+
+    def step(self) -> dict[str, Any]:
+        """Do one optimizer step and return its row of metrics."""
+        start = time.perf_counter()
+        size, rank, world = self.config.batch_size, self.processes.process_index, self.processes.num_processes
+        positions = range(self.num_steps * size, (self.num_steps + 1) * size)
+        weight = self.pairs.weight[[self.order[position] for position in positions]].sum().item()
+        sums = self._sum(together(lambda: self._accumulate(list(positions)[rank::world], weight)))
+        check_finite(sums[:1], f"the loss of step {self.num_steps + 1}", self._remedy())
+        loss, right, decided = sums.tolist()
+        rate = self.config.learning_rate * linear_schedule(
+            self.num_steps, self.config.num_warmup_steps, self.config.num_steps
+        )
+        grad_norm = self._update(rate)
+        for calls in gather_object([self.scorer.take_calls()]):
+            self.calls.update(calls)
+        self.num_steps += 1
+        self.seconds += time.perf_counter() - start
+        accuracy = right / decided if decided else None
+        row = {"step": self.num_steps, "loss": loss, "accuracy": accuracy, "learning_rate": rate}
+        return row | {"grad_norm": grad_norm, "seconds": round(self.seconds, 3)}
+
+    def state(self) -> JudgeState:
+        """What `restore` takes on any number of processes."""
+        return JudgeState(
+            pairs=self.pairs.digest(),
+            num_steps=self.num_steps,
+            seconds=self.seconds,
+            calls=dict(self.calls),
+            model=self.scorer.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+        )
+
+    def restore(self, state: JudgeState) -> None:
+        """Go on from a saved state, whose tensors it takes over; raises ValueError when it is of other pairs."""
+        if state.pairs != self.pairs.digest():
+            raise ValueError("data.pairs: they are not those this run began with; restore the data, or start a new run")
+        self.scorer.model.load_state_dict(state.model)
+        self.optimizer.load_state_dict(state.optimizer)
+        self.num_steps, self.seconds = state.num_steps, state.seconds
+        self.calls = Counter(state.calls)
+
+    def _accumulate(self, positions: list[int], total_weight: float) -> Float[Tensor, "3"]:
+        """Add this process's share of the gradient; returns its sums of loss, right and decided pairs.
+
+        The text tower runs once per distinct prompt: micro-batches leave their gradients at its output, and one
+        backward pass takes them through it.
+        """
+        sums = torch.zeros(3, device=self.scorer.device)
+        if not positions:
+            return sums
+        batch = self.pairs.take([self.order[position] for position in positions])
+        distinct = list(dict.fromkeys(batch.prompts))
+        text = self.scorer.text_features(distinct)
+        leaf = text.detach().requires_grad_(True)
+        rows = torch.tensor([distinct.index(prompt) for prompt in batch.prompts], device=self.scorer.device)
+        for start in range(0, len(positions), self.config.micro_batch):
+            part = slice(start, start + self.config.micro_batch)
+            draws = PromptNoise(
+                [generator_for(self.seed, Purpose.JUDGE_TRAINING, position) for position in positions[part]],
+                device=self.scorer.device,
+            )
+            t, noise = draws.choice(NUM_TRAIN_TIMESTEPS), draws.normal(*batch.latents.shape[2:])
+            label, weight = batch.label[part].to(t.device), batch.weight[part].to(t.device)
+            scores = self.scorer.scores(batch.latents[part], batch.cond[part], leaf[rows[part]], t, noise)
+            losses = preference_losses(scores, label) * weight / total_weight
+            losses.sum().backward()
+            right = agreement(scores.detach(), label)
+            sums += torch.stack([losses.detach().sum(), right.nansum(), right.isfinite().sum()]).to(sums)
+        text.backward(leaf.grad)
+        return sums
+
+    def _update(self, rate: float) -> float:
+        """One optimizer step with the gradients of all processes; returns their norm."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = self._sum(parameter.grad)
+        norm = torch.nn.utils.get_total_norm(
+            [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
+        )
+        check_finite(norm, f"the gradient of step {self.num_steps + 1}", self._remedy())
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        largest = torch.nn.utils.get_total_norm(self.parameters, norm_type=math.inf)
+        check_finite(largest, f"the weights after step {self.num_steps + 1}", "lower training.learning_rate")
+        return norm.item()
+
+    def _remedy(self) -> str:
+        """What to try where a loss or gradient is not finite."""
+        if self.num_steps == 0:
+            return "no step was taken yet: check the files of judge.start and the pairs"
+        return "training has diverged: start again with a lower training.learning_rate"
+
+    def _sum(self, value: Tensor) -> Tensor:
+        return reduce(value, "sum") if self.processes.num_processes > 1 else value
+
+
+def linear_schedule(step: int, num_warmup: int, num_steps: int) -> float:
+    """Linear warm-up to 1, then linear decay to 0 at num_steps."""
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    return max(0.0, (num_steps - step) / max(1, num_steps - num_warmup))

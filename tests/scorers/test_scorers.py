@@ -1,0 +1,215 @@
+"""The table of scorers, and scores in batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from drawn import blotches, picture
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from stepalign.core.protocols import Scorer
+from stepalign.scorers import load
+from stepalign.scorers.aesthetic import AestheticScore
+from stepalign.scorers.clip_score import CLIPScore
+from stepalign.scorers.hps import HPS
+from stepalign.scorers.image_reward import ImageReward
+from stepalign.scorers.load import SCORERS, load_scorers, score_pictures
+from stepalign.scorers.pickscore import PickScore
+from stepalign.scorers.record import scorer_record
+
+PROMPTS = ["a red ring", "a dot", "two blue squares on a green background", "a ring", "a dot"]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scorers") / "clip"
+    tiny_clip.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Brightness:
+    """A scorer that remembers what it was shown: the mean level, and the prompt's length with it."""
+
+    def __init__(self) -> None:
+        self.record = scorer_record(
+            "brightness",
+            weights="none",
+            files=[],
+            preprocessing="none",
+            scale="0 to 1",
+            tensors={"none": torch.zeros(1)},
+        )
+        self.batches: list[int] = []
+
+    def num_cut(self, prompts: list[str]) -> int:
+        return 0
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
+        self.batches.append(len(images))
+        levels = [float(image.convert("L").resize((1, 1)).getpixel((0, 0))) for image in images]
+        return torch.tensor([level + 1000 * len(prompt) for level, prompt in zip(levels, prompts, strict=True)])
+
+
+# The table
+
+
+def test_clips_scorers_load_by_name_and_path_in_the_order_given(folder: Path) -> None:
+    scorers = load_scorers([f"{name}={folder}" for name in ("clip-score", "hps-v2.1", "pickscore", "hps-v2.0")])
+    assert list(scorers) == ["clip-score", "hps-v2.1", "pickscore", "hps-v2.0"]
+    assert [type(scorer) for scorer in scorers.values()] == [CLIPScore, HPS, PickScore, HPS]
+    assert [scorer.record.name for scorer in scorers.values()] == list(scorers)
+    assert all(isinstance(scorer, Scorer) for scorer in scorers.values())
+
+
+def test_all_of_one_clips_scores_follow_from_its_cosines(folder: Path) -> None:
+    """On square pictures of the right size HPS is CLIPScore with its negative side; PickScore has another scale."""
+    scorers = load_scorers([f"{name}={folder}" for name in ("clip-score", "pickscore", "hps-v2.0")])
+    images = [picture(32, 32, seed=seed) for seed in range(5)]
+    clip, pick, hps = (scorer.score(images, PROMPTS) for scorer in scorers.values())
+    torch.testing.assert_close(hps.clamp(min=0), clip, rtol=0, atol=1e-4)
+    scale = scorers["pickscore"].model.logit_scale.exp()
+    torch.testing.assert_close(pick, scale * hps / 100, rtol=0, atol=1e-4)
+
+
+def test_precision_reaches_every_scorer(folder: Path) -> None:
+    for scorer in load_scorers([f"pickscore={folder}", f"hps-v2.0={folder}"], dtype=torch.bfloat16).values():
+        assert scorer.clip.model.visual_projection.weight.dtype == torch.bfloat16
+        assert scorer.score([picture(8, 8)], ["a dot"]).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "source"),
+    [
+        ("pickscore", PickScore, "yuvalkirstain/PickScore_v1"),
+        ("hps-v2.0", HPS, "xswu/HPSv2"),
+        ("hps-v2.1", HPS, "xswu/HPSv2"),
+        ("aesthetic", AestheticScore, None),
+        ("image-reward", ImageReward, None),
+        ("clip-score", CLIPScore, "openai/clip-vit-large-patch14"),
+    ],
+)
+def test_every_name_has_its_scorer_with_the_published_weights(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: type, source: str | None
+) -> None:
+    asked = []
+
+    def loaded(*arguments: object, **options: object) -> Brightness:
+        asked.append((arguments, options))
+        return Brightness()
+
+    monkeypatch.setattr(kind, "from_pretrained", loaded)
+    device = torch.device("cpu")
+    load_scorers([name], device=device, dtype=torch.bfloat16)
+    load_scorers([f"{name}=some/where=else"], device=device, dtype=torch.bfloat16)
+    (first, options), (second, again) = asked
+    assert (first, second) == ((source,), ("some/where=else",))
+    assert options == again
+    version = {"version": name.removeprefix("hps-")} if kind is HPS else {}
+    assert options == {"device": device, "dtype": torch.bfloat16} | version
+
+
+def test_the_table_is_whole() -> None:
+    assert sorted(SCORERS) == ["aesthetic", "clip-score", "hps-v2.0", "hps-v2.1", "image-reward", "pickscore"]
+    with pytest.raises(ValueError, match="there is no scorer 'other'"):
+        load.load_scorer("other", None, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], r"no scorer is named; there are pickscore, hps-v2\.0, .*clip-score"),
+        (["hps"], r"there is no scorer 'hps'; there are pickscore, hps-v2\.0, hps-v2\.1, aesthetic"),
+        (["PickScore"], "there is no scorer 'PickScore'"),
+        (["pickscore=a", "pickscore=b"], "the scorer pickscore is named twice"),
+        (["pickscore="], "'pickscore=' gives no path or hub id after the ="),
+    ],
+)
+def test_names_that_make_no_sense_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_scorers(names)
+
+
+def test_nothing_is_loaded_when_a_later_name_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*arguments: object, **options: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(PickScore, "from_pretrained", forbidden)
+    with pytest.raises(ValueError, match="there is no scorer 'typo'"):
+        load_scorers(["pickscore", "typo"])
+
+
+def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        load_scorers([f"pickscore={tmp_path}"])
+
+
+# Batches
+
+
+@pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (64, [5])])
+def test_each_picture_is_scored_once_in_batches_with_its_prompt(batch_size: int, batches: list[int]) -> None:
+    scorer, images = Brightness(), [Image.new("RGB", (4, 4), (level,) * 3) for level in (10, 20, 30, 40, 50)]
+    scores = score_pictures(scorer, images, PROMPTS, batch_size=batch_size)
+    expected = [level + 1000 * len(prompt) for level, prompt in zip((10, 20, 30, 40, 50), PROMPTS, strict=True)]
+    assert scores.tolist() == expected
+    assert scorer.batches == batches
+
+
+def scorers_of(model: CLIPModel, tokenizer: CLIPTokenizer) -> list[Callable[[], Scorer]]:
+    return [
+        lambda: PickScore(model, tokenizer),
+        lambda: CLIPScore(model, tokenizer),
+        lambda: HPS(model, tokenizer, version="v2.1"),
+    ]
+
+
+@pytest.mark.parametrize("index", range(3))
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, index: int, batch_size: int) -> None:
+    """To 2e-6 of a score, with what kernels over other batches round in a sum of 64 products."""
+    make = scorers_of(tiny_clip, tokenizer)[index]
+    images = [blotches(30 + 5 * seed, 60 - 7 * seed, seed=seed) for seed in range(5)]
+    whole, parted = (score_pictures(make(), images, PROMPTS, batch_size=size) for size in (5, batch_size))
+    torch.testing.assert_close(parted, whole, rtol=2e-6, atol=2e-5)
+
+
+def test_each_picture_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Five pictures, four prompts, in batches of two."""
+    images, rows = [picture(40, 48, seed=seed) for seed in range(5)], Counter()
+
+    def count(module: nn.Module, positional: tuple[object, ...], named: dict[str, Tensor]) -> None:
+        rows.update({key: len(value) for key, value in named.items() if key in ("pixel_values", "input_ids")})
+
+    towers = (tiny_clip.vision_model, tiny_clip.text_model)
+    hooks = [tower.register_forward_pre_hook(count, with_kwargs=True) for tower in towers]
+    for make in scorers_of(tiny_clip, tokenizer):
+        rows.clear()
+        score_pictures(make(), images, PROMPTS, batch_size=2)
+        assert rows == {"pixel_values": 5, "input_ids": 4}
+    for hook in hooks:
+        hook.remove()
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    image = picture(4, 4)
+    for images, prompts, size, message in (
+        ([], [], 1, "there are no pictures"),
+        ([image], ["a", "b"], 1, "there are 1 pictures and 2 prompts"),
+        ([image], ["a"], 0, "batch_size must be at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            score_pictures(Brightness(), images, prompts, batch_size=size)
+
+
+def test_scores_that_are_no_numbers_are_refused_whoever_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Brightness, "score", lambda self, images, prompts: torch.full((len(images),), float("nan")))
+    with pytest.raises(ValueError, match="brightness gave 2 of 2 pictures no finite score"):
+        score_pictures(Brightness(), [picture(4, 4)] * 2, ["a", "b"], batch_size=1)
