@@ -24,8 +24,8 @@ COMMANDS = (
     "--data.cache {out}/cache --output {out}/spm",
     "generate miniature --prompts miniature --num-prompts 8 --output {out}/base",
     "generate miniature --prompts miniature --num-prompts 8 --adapters {out}/gradspo/adapter --output {out}/aligned",
-    "evaluate {out}/base --scorers aesthetic alignment pickscore --wrong-prompts",
-    "evaluate {out}/aligned --scorers aesthetic alignment pickscore --wrong-prompts",
+    "evaluate {out}/base --scorers miniature-aesthetic miniature-alignment miniature-pickscore --wrong-prompts",
+    "evaluate {out}/aligned --scorers miniature-aesthetic miniature-alignment miniature-pickscore --wrong-prompts",
     "compare {out}/base {out}/aligned --output {out}/comparison",
 )
 LEFT_OUT = re.compile(r"(^|/)(\.|cache/|files\.json$|stepalign\.json$|.*checkpoint\.pt$)")
