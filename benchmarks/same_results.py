@@ -17,17 +17,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-SMALL = (
-    "--base.num_steps 8 --training.num_rounds 2 --training.prompts_per_round 4 --evaluation.num_prompts 6 "
-    "--training.comparisons_per_update 64"
-)
+SMALL = "--base.num_steps 8 --training.num_rounds 2 --training.prompts_per_round 4 --evaluation.num_prompts 6"
+GENERATE = "generate miniature --prompts miniature --num-prompts 6 --num_steps 8"
 COMMANDS = (
     f"train gradspo-miniature {SMALL} --guard.every 1 --guard.num_prompts 4 --output {{out}}/gradspo",
     f"train spo-miniature {SMALL} --training.comparisons_per_update 16 --output {{out}}/spo",
     "train-judge spm-miniature --data.num_rows 200 --evaluation.num_pairs 40 --training.num_steps 4 "
     "--data.cache {out}/cache --output {out}/spm",
-    "generate miniature --prompts miniature --num-prompts 6 --num_steps 8 --output {out}/base",
-    "generate miniature --prompts miniature --num-prompts 6 --num_steps 8 --adapters {out}/gradspo/adapter --output {out}/aligned",
+    f"{GENERATE} --output {{out}}/base",
+    f"{GENERATE} --adapters {{out}}/gradspo/adapter --output {{out}}/aligned",
     "evaluate {out}/base --scorers miniature-aesthetic miniature-alignment miniature-pickscore --wrong-prompts",
     "evaluate {out}/aligned --scorers miniature-aesthetic miniature-alignment miniature-pickscore --wrong-prompts",
     "compare {out}/base {out}/aligned --output {out}/comparison",
