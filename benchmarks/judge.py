@@ -38,7 +38,8 @@ from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork
 from stepalign.runs.judge_recipes import JUDGE_RECIPES
 from stepalign.support.environment import device_name, versions
-from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining
+from stepalign.training.judge_settings import JudgeTraining
+from stepalign.training.judge_trainer import JudgeTrainer
 
 VARIANTS = {
     "recipe": {},

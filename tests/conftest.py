@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Metrics, Objective, Role
+from stepalign.core.choices import Role
+from stepalign.core.protocols import Metrics, Objective
 from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer

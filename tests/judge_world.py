@@ -31,7 +31,8 @@ from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.support.parallel import processes
 from stepalign.training.evaluate_judge import score_held_out
-from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining
+from stepalign.training.judge_settings import JudgeTraining
+from stepalign.training.judge_trainer import JudgeTrainer
 
 SIZE = (8, 8)
 LATENT_SHAPE = (3, 4, 4)

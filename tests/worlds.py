@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Denoiser, Metrics, Role
+from stepalign.core.choices import Role
+from stepalign.core.protocols import Denoiser, Metrics
 from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.objectives.stepwise import Stepwise
 from stepalign.sources.rollout import Branching

@@ -10,7 +10,8 @@ from conftest import normal
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
-from stepalign.core.protocols import Judge, Metric, Preprocessing
+from stepalign.core.choices import Preprocessing
+from stepalign.core.protocols import Judge, Metric
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.models.clip import preprocess, preprocess_decoded, tokenize

@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Role
 from stepalign.models.base import BaseModel
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
 

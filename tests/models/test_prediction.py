@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_sd2
 from transformers import CLIPTokenizer
 
-from stepalign.core.sampler import PredictionType
+from stepalign.core.choices import PredictionType
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
 from stepalign.models.prediction import prediction_of_file

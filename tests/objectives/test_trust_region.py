@@ -21,7 +21,8 @@ from conftest import (
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Objective, Role
+from stepalign.core.choices import Role
+from stepalign.core.protocols import Objective
 from stepalign.core.sampler import DDIM
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise, target_weight
 

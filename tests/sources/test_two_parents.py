@@ -12,7 +12,7 @@ from conftest import GRID, LATENT, ToyPolicy, evaluate, normal, random_condition
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Role
 from stepalign.core.sampler import DDIM
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise, target_weight
 

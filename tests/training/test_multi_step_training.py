@@ -14,7 +14,8 @@ from torch import Tensor
 from worlds import LATENT_SHAPE, BrightnessJudge, ShiftPolicy, encode, make_sampler, make_trainer
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Metrics, Role
+from stepalign.core.choices import Role
+from stepalign.core.protocols import Metrics
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.models.base import BaseModel

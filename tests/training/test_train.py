@@ -24,7 +24,7 @@ from worlds import (
     run_processes,
 )
 
-from stepalign.core.batch import Pairing
+from stepalign.core.choices import Pairing
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.models.base import BaseModel

@@ -19,7 +19,8 @@ from stepalign.core.seeding import EpochOrder, PromptNoise, Purpose, generator_f
 from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer
 from stepalign.models.clip import preprocess_decoded, tokenize
-from stepalign.training.judge_trainer import JudgeTraining, linear_schedule, preference_losses
+from stepalign.training.judge_settings import JudgeTraining
+from stepalign.training.judge_trainer import linear_schedule, preference_losses
 
 
 @pytest.fixture(scope="module")

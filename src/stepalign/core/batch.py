@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stepalign.core.choices import Pairing
+
 B = TypeVar("B", bound="Batch")
-Pairing = Literal["best-worst", "all-k", "two-random"]
 
 
 class Batch:

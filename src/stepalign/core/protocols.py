@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.choices import Role
 
-Role = Literal["policy", "ema", "reference"]
-"""Which weights predict: the trained adapter, its running average, or the base model alone."""
-Preprocessing = Literal["clamp-first", "resize-first"]
-"""How decoded pictures become CLIP's input; `clip.preprocess` says what each does."""
 Metrics = dict[str, Float[Tensor, " b"]]
 
 

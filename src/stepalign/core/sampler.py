@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+from stepalign.core.choices import PredictionType
+
 SMALLEST_ALPHA = 1e-12
 """Cumulative alphas below it are zero terminal SNR (Lin et al., arXiv 2305.08891); cosine schedules end at 2e-9."""
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from stepalign.core.protocols import Decode, Preprocessing
+from stepalign.core.choices import Preprocessing
+from stepalign.core.protocols import Decode
 from stepalign.judges.decoding import decoded_gradients, decoded_scores
 from stepalign.judges.spm_files import CARD, check_fit, publish, read_folder, read_released, vit_h_config, write_folder
 from stepalign.models.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize

@@ -25,28 +25,18 @@ from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
 from stepalign.miniature.base import Progress, draw_pictures, halve_weights, optimise, text_config, tokenize
+from stepalign.miniature.settings import GUIDANCE_SCALE, NUM_HELD_OUT_PAIRS, NUM_TRAINING_PAIRS, SPM_TRAINING
 from stepalign.models.base import BaseModel
 from stepalign.models.clip import preprocess, preprocess_decoded
 from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork
 from stepalign.training.evaluate_judge import compare_judges, score_held_out
-from stepalign.training.judge_trainer import JudgeTrainer, JudgeTraining, preference_losses
+from stepalign.training.judge_trainer import JudgeTrainer, preference_losses
 
-GUIDANCE_SCALE = 2.0
 TIMESTEPS = (0, 251, 501, 701, 951)
 SPLITS = ("train", "held-out")
-NUM_TRAINING_PAIRS, NUM_HELD_OUT_PAIRS = 32_000, 2000
 BLOCK = 256
 """Pairs drawn at once."""
-SPM_TRAINING = JudgeTraining(
-    num_steps=1500,
-    batch_size=64,
-    micro_batch=64,
-    learning_rate=5e-4,
-    num_warmup_steps=100,
-    weight_decay=0.01,
-    precision="fp32",
-)
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
-from stepalign.core.protocols import Preprocessing
+from stepalign.core.choices import Preprocessing
 from stepalign.support.hub import ask_hub, not_on_hub
 from stepalign.support.tensor_files import variant_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
-from stepalign.core.sampler import PredictionType
+from stepalign.core.choices import PredictionType
 from stepalign.models import sd, sdxl
 from stepalign.models.base import Family
 from stepalign.models.lora_layouts import FACTOR

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from torch import nn
 
-from stepalign.core.sampler import PredictionType
+from stepalign.core.choices import PredictionType
 from stepalign.models.base import BaseModel, Family
 from stepalign.models.clip import check_tokenizer
 from stepalign.models.families import SUPPORTED, family_of_file, family_of_folder, tokenizers_of

@@ -18,7 +18,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from stepalign.core.batch import Conditioning, cat
-from stepalign.core.protocols import Denoiser, Role
+from stepalign.core.choices import Role
+from stepalign.core.protocols import Denoiser
 from stepalign.support.finite import NotFinite, check_finite, precision_remedy
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")

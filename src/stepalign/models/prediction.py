@@ -7,7 +7,7 @@ from typing import get_args
 
 from diffusers import DDIMScheduler, DiffusionPipeline
 
-from stepalign.core.sampler import PredictionType
+from stepalign.core.choices import PredictionType
 
 FLAG = "--base.prediction_type"
 MARKS = {

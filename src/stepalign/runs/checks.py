@@ -20,7 +20,7 @@ from stepalign.support.hub import is_hub_id, split_hub_file
 from stepalign.support.parsing import check_text
 from stepalign.support.prompt_text import weighting_note
 from stepalign.support.tensor_files import weight_files
-from stepalign.training.judge_trainer import NUM_TRAIN_TIMESTEPS
+from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS
 
 OF_THE_MINIATURE = ("tokenizer/vocab.json", "unet/config.json")
 """Files by which a copy of the miniature is known."""

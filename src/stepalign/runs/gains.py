@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Role
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.reports.figures import gains_panels, plot_gains

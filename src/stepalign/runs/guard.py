@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Role
 from stepalign.core.seeding import Purpose
 from stepalign.runs.assemble import Parts
 from stepalign.runs.guard_rule import (

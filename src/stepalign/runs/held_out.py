@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Role
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import Purpose
 from stepalign.reports.sampling_record import sampling_record

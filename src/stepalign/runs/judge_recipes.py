@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stepalign.core.protocols import Preprocessing
-from stepalign.miniature.preferences import GUIDANCE_SCALE, NUM_TRAINING_PAIRS, SPM_TRAINING
+from stepalign.core.choices import Preprocessing
+from stepalign.miniature.settings import GUIDANCE_SCALE, NUM_TRAINING_PAIRS, SPM_TRAINING
 from stepalign.runs.recipes import MINIATURE, SDXL, FrozenModel
 from stepalign.support.config import load_named, require
-from stepalign.training.judge_trainer import NUM_TRAIN_TIMESTEPS, JudgeTraining
+from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS, JudgeTraining
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from stepalign.core.protocols import Preprocessing
-from stepalign.core.sampler import PredictionType
+from stepalign.core.choices import PredictionType, Preprocessing
 from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
 from stepalign.sources.rollout import Branching
 from stepalign.support.config import absolute_path, load_named, require

@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,40 +22,9 @@ from torch import Tensor
 from stepalign.core.seeding import EpochOrder, PromptNoise, Purpose, generator_for
 from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer, agreement
-from stepalign.support.config import require
 from stepalign.support.finite import check_finite
 from stepalign.support.parallel import processes, together
-
-NUM_TRAIN_TIMESTEPS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeTraining:
-    """How the judge trains; the defaults are the paper's for Stable Diffusion 1.5."""
-
-    num_steps: int = 8000
-    """Optimizer steps."""
-    batch_size: int = 64
-    """Pairs per optimizer step, over all processes."""
-    micro_batch: int = 8
-    """Pairs in one forward and backward pass of one process; gradients accumulate over the rest."""
-    learning_rate: float = 3e-6
-    num_warmup_steps: int = 500
-    """Linear warm-up, then linear decay to zero."""
-    weight_decay: float = 0.3
-    max_grad_norm: float = 1.0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Of the judge's forward passes; its weights, gradients and scores are fp32."""
-    gradient_checkpointing: bool = False
-    """Trade time for memory."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "micro_batch"):
-            require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
-        for name in ("num_warmup_steps", "weight_decay"):
-            require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")
-        for name in ("learning_rate", "max_grad_norm"):
-            require(0 < getattr(self, name) < 1e15, f"training.{name}", getattr(self, name), "positive, below 1e15")
+from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS, JudgeTraining
 
 
 @dataclass(frozen=True, slots=True)

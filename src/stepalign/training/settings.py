@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from stepalign.core.batch import Pairing
-from stepalign.core.protocols import Role
+from stepalign.core.choices import Pairing, Role
 from stepalign.support.config import require
 
 LARGEST = 1e15
