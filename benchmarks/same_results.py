@@ -32,7 +32,9 @@ COMMANDS = (
 )
 LEFT_OUT = re.compile(r"(^|/)(\.|cache/|files\.json$|stepalign\.json$|.*checkpoint\.pt$)")
 """Files that hold seconds, digests of such files, or the place of the directory."""
-SECONDS = re.compile(r'("[a-z_]*seconds": |"loaded": )[\d.e-]+|\b[\d.]+ (s|seconds|minutes|min)\b')
+SECONDS = re.compile(
+    r'("[a-z_]*seconds": |"loaded": )[\d.e-]+|\b[\d.]+ (s|seconds|minutes|min)\b|timing seconds</th>.*?</tr>', re.DOTALL
+)
 
 
 def main() -> int:
@@ -41,12 +43,13 @@ def main() -> int:
     parser.add_argument("--against", type=Path, default=None, help="digests.json of another run")
     parser.add_argument("--program", default="stepalign.cli", help="module that is run (%(default)s)")
     arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True)
+    output = arguments.output.resolve()
+    output.mkdir(parents=True)
     for command in COMMANDS:
-        words = command.format(out=arguments.output).split()
+        words = command.format(out=output).split()
         subprocess.run([sys.executable, "-m", arguments.program, *words], check=True, stdout=subprocess.DEVNULL)
-    digests = {name: digest(arguments.output, name) for name in names(arguments.output)}
-    (arguments.output / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+    digests = {name: digest(output, name) for name in names(output)}
+    (output / "digests.json").write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
     print(f"{len(digests)} files")
     if arguments.against is None:
         return 0
@@ -66,7 +69,7 @@ def digest(folder: Path, name: str) -> str:
     """SHA-256 of a file; of text without seconds and without the folder's own path."""
     content = (folder / name).read_bytes()
     if Path(name).suffix in (".html", ".json", ".jsonl", ".md", ".yaml"):
-        text = content.decode("utf-8").replace(str(folder.resolve()), "").replace(str(folder), "")
+        text = content.decode("utf-8").replace(str(folder), "")
         content = SECONDS.sub(r"\1", text).encode()
     return hashlib.sha256(content).hexdigest()
 
