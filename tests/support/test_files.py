@@ -1,182 +1,161 @@
-"""Lines of JSON, and folders of winners and losers."""
+"""A run's state on disk: whole or not at all."""
 
 from __future__ import annotations
 
-import json
-import os
+import dataclasses
+import random
 from pathlib import Path
 
 import pytest
-from pair_sources import PICTURES, found, jsonl, parquet, picture_folder
+import torch
+from worlds import assert_same
 
-from stepalign.data.sources import open_pairs
-
-GOOD = {"prompt": "a cat", "image_0": "images/red.png", "image_1": "images/blue.png", "label": 1}
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "pictures")
+from stepalign.support import files as checkpoint
+from stepalign.support.files import RunState, load_checkpoint, load_state, previous, replacing, save_state, write_text
 
 
-def test_lines_in_another_encoding_are_bad_rows(pictures: Path) -> None:
-    path = Path(jsonl(pictures))
-    path.write_bytes(json.dumps(GOOD).encode("utf-8-sig") + b'\r\n{"prompt": "Fu\xdf"}\r\n')
-    good, bad = found(open_pairs(str(path)))
-    assert good[1] == "a cat"
-    assert bad == ("pairs.jsonl line 2", "the line is not UTF-8 text")
+def some_state(num_rounds: int = 3) -> RunState:
+    weights = {"a.lora_A.weight": torch.randn(2, 3), "a.lora_B.weight": torch.randn(3, 2)}
+    parameter = torch.nn.Parameter(torch.randn(4))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.grad = torch.randn(4)
+    optimizer.step()
+    return RunState(
+        prompts="a digest",
+        num_rounds=num_rounds,
+        num_updates=7,
+        num_comparisons=123,
+        seconds=1.5,
+        calls={"sampling_policy": 10},
+        adapter=weights,
+        ema={name: tensor / 2 for name, tensor in weights.items()},
+        optimizer=optimizer.state_dict(),
+        scaler={},
+    )
 
 
-def test_a_fingerprint_of_lines_sees_a_picture_that_was_repaired_or_is_gone(pictures: Path) -> None:
-    path = jsonl(pictures, GOOD)
-    before = open_pairs(path).fingerprint
-    (pictures / "images/red.png").write_bytes(PICTURES["red"] + b"\0")
-    repaired = open_pairs(path).fingerprint
-    (pictures / "images/red.png").unlink()
-    assert len({before, repaired, open_pairs(path).fingerprint}) == 3
+def test_a_saved_state_comes_back_bit_identical(tmp_path: Path) -> None:
+    state = some_state()
+    save_state(state, tmp_path / "new folder" / "checkpoint.pt")
+    loaded = load_state(tmp_path / "new folder" / "checkpoint.pt", RunState)
+    for field in dataclasses.fields(RunState):
+        assert_same(getattr(state, field.name), getattr(loaded, field.name))
 
 
-def replaced(file: Path, content: bytes) -> None:
-    """Other content of the same size and time of modification."""
-    stat = file.stat()
-    assert len(content) == stat.st_size
-    file.write_bytes(content)
-    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+def test_saving_keeps_the_file_before_and_nothing_else(tmp_path: Path) -> None:
+    for num_rounds in (3, 4, 5):
+        save_state(some_state(num_rounds), tmp_path / "checkpoint.pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "previous-checkpoint.pt"]
+    for path, num_rounds in ((tmp_path / "checkpoint.pt", 5), (previous(tmp_path / "checkpoint.pt"), 4)):
+        assert load_state(path, RunState).num_rounds == num_rounds
 
 
-def test_a_fingerprint_sees_an_image_replaced_by_one_of_its_size_and_time(pictures: Path, tmp_path: Path) -> None:
-    """In lines of JSON, in a folder of winners and losers, and named by a table."""
-    folder = tmp_path / "pairs"
-    for side, colour in (("win", "red"), ("lose", "blue")):
-        (folder / side).mkdir(parents=True)
-        (folder / side / "a.png").write_bytes(PICTURES[colour])
-        (folder / side / "a.txt").write_text("a cat", encoding="utf-8")
-    rows = [{"prompt": "a cat", "chosen": "images/red.png", "rejected": "images/blue.png"}]
-    sources = {
-        jsonl(pictures, GOOD): pictures / "images/red.png",
-        parquet(pictures / "a.parquet", rows): pictures / "images/red.png",
-        str(folder): folder / "win/a.png",
-    }
-    before = {source: open_pairs(source).fingerprint for source in sources}
-    for file in sources.values():
-        content = bytearray(PICTURES["red"])
-        content[-20] ^= 1
-        replaced(file, bytes(content))
-    assert all(open_pairs(source).fingerprint != before[source] for source in sources)
+def test_a_state_keeps_the_rows_that_belong_to_it(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"round": 3}\n')
+    save_state(some_state(), tmp_path / "checkpoint.pt", files=("metrics.jsonl", "guard.jsonl"))
+    state, texts = load_checkpoint(tmp_path / "checkpoint.pt", RunState)
+    assert (state.num_rounds, texts) == (3, {"metrics.jsonl": '{"round": 3}\n'})
 
 
-def test_a_fingerprint_of_lines_is_of_their_text(pictures: Path) -> None:
-    path = jsonl(pictures, GOOD)
-    before = open_pairs(path).fingerprint
-    os.utime(path, ns=(0, 0))
-    assert open_pairs(path).fingerprint == before
-    assert open_pairs(jsonl(pictures, GOOD, name="copy.jsonl")).fingerprint == before
-    assert open_pairs(jsonl(pictures, GOOD | {"label": 0})).fingerprint != before
+def test_values_of_another_type_are_no_state(tmp_path: Path) -> None:
+    for name, value in (("adapter", 3), ("num_rounds", "three"), ("optimizer", [1])):
+        values = {field.name: getattr(some_state(), field.name) for field in dataclasses.fields(RunState)}
+        torch.save(values | {name: value}, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match=f"is not a checkpoint of this version .{name} is of type"):
+            load_state(tmp_path / "checkpoint.pt", RunState)
 
 
-def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> None:
-    folder = tmp_path / "pairs"
-    for path, colour in {
-        "win/b.cat.PNG": "red",
-        "lose/b.cat.jpg": "blue",
-        "win/a.png": "lime",
-        "lose/a.png": "black",
-        "win/c.png": "red",
-        "lose/d.png": "red",
-        "win/e.png": "red",
-        "lose/e.png": "blue",
-        "win/f.png": "red",
-        "win/f.jpg": "red",
-        "lose/f.png": "blue",
-        "win/g.png": "red",
-        "lose/g.png": "blue",
-        "win/h.png": "red",
-        "lose/h.png": "blue",
-        "win/._a.png": "red",
-        "win/sub.png/x.png": "red",
-    }.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(PICTURES[colour])
-    for path, text in {
-        "win/a.txt": " a lime thing\n",
-        "lose/b.cat.caption": "a cat",
-        "c.txt": "c",
-        "d.txt": "d",
-        "win/f.txt": "f",
-        "win/g.txt": "one",
-        "g.txt": "two",
-        "win/.hidden": "",
-        "lose/notes.md": "",
-    }.items():
-        (folder / path).write_text(text, encoding="utf-8")
-    (folder / "h.txt").write_bytes("Fuß".encode("latin-1"))
-    source = open_pairs(str(folder))
-    assert source.num_rows == 8
-    *first, undecodable = found(source)
-    assert first == [
-        ("a.png", "a lime thing", "lime black", 1.0, 1.0),
-        ("b.cat.PNG", "a cat", "red blue", 1.0, 1.0),
-        ("c.png", "there is no picture lose/c.*"),
-        ("d.png", "there is no picture win/d.*"),
-        ("e.png", "there is no caption e.txt or e.caption in win/, in lose/ or beside them"),
-        ("f.jpg", "win/ has f.jpg and f.png; one of them is expected"),
-        ("g.png", "there are different captions in win/g.txt, g.txt"),
-    ]
-    assert undecodable[0] == "h.png"
-    assert undecodable[1].startswith("the caption h.txt cannot be read: ")
-    assert "is not UTF-8 text" in undecodable[1]
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_state(some_state(), tmp_path / "checkpoint.pt")
+
+    def full_disk(values: object, path: Path) -> None:
+        path.write_bytes(b"half a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint.torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_state(some_state(4), tmp_path / "checkpoint.pt")
+    assert load_state(tmp_path / "checkpoint.pt", RunState).num_rounds == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-@pytest.mark.parametrize(("there", "missing"), [("win", "lose"), ("lose", "win")])
-def test_half_a_folder_is_refused(tmp_path: Path, there: str, missing: str) -> None:
-    (tmp_path / "half" / there).mkdir(parents=True)
-    with pytest.raises(ValueError, match=f"half has no folder {missing}/; pairs need win/ and lose/"):
-        open_pairs(str(tmp_path / "half"))
+def test_a_file_keeps_its_old_text_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
 
 
-def test_captions_and_images_of_a_folder_stay_inside_it(tmp_path: Path) -> None:
-    folder = tmp_path / "pairs"
-    for side in ("win", "lose"):
-        (folder / side).mkdir(parents=True)
-        for name in "abc":
-            (folder / side / f"{name}.png").write_bytes(PICTURES["red"])
-    for name in "ab":
-        (folder / f"{name}.txt").write_text("a cat", encoding="utf-8")
-    outside = tmp_path / "outside.png"
-    (folder / "win/a.png").rename(outside)
-    (folder / "win/a.png").symlink_to(outside)
-    (tmp_path / "c.txt").write_text("a dog", encoding="utf-8")
-    (folder / "c.txt").symlink_to(tmp_path / "c.txt")
-    first, second, third = found(open_pairs(str(folder)))
-    assert first[1].startswith("the image 'win/a.png' leads out of")
-    assert second == ("b.png", "a cat", "red red", 1.0, 1.0)
-    assert third[1].startswith("'c.txt' leads out of")
-    assert [row[1] for row in found(open_pairs(str(folder), allow_outside=True))] == ["a cat", "a cat", "a dog"]
+def test_who_has_the_old_file_open_goes_on_reading_it(tmp_path: Path) -> None:
+    write_text(tmp_path / "notes.txt", "old text")
+    with (tmp_path / "notes.txt").open() as reader:
+        write_text(tmp_path / "notes.txt", "new")
+        assert reader.read() == "old text"
 
 
-def test_a_file_in_utf_16_is_named_as_that(tmp_path: Path) -> None:
-    for name in ("pairs.jsonl", "pairs.json"):
-        (tmp_path / name).write_text(json.dumps([GOOD]), encoding="utf-16")
-        with pytest.raises(ValueError, match=rf"^data.pairs: .*{name} is UTF-16 or UTF-32 text; save it as UTF-8"):
-            open_pairs(str(tmp_path / name))
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_inside_leaves_the_old_file_and_no_other(tmp_path: Path, error: type[BaseException]) -> None:
+    path = tmp_path / "notes.txt"
+    write_text(path, "old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [("{}", "holds a JSON dict; a list of objects is expected"), ("[", "is not valid JSON"), ("[]", "is empty")],
-)
-def test_a_json_file_that_is_no_list_is_refused(text: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"^data\.pairs: .*a\.json {reason}"):
-        open_pairs(str(tmp_path / "a.json"))
+def test_a_file_cut_short_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_state(some_state(), path)
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.3, 0.6, 0.95):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r"checkpoint: .*checkpoint\.pt is not a checkpoint of this version"):
+            load_state(path, RunState)
 
 
-def test_an_image_that_cannot_be_looked_at_is_a_bad_row_of_its_own(pictures: Path) -> None:
-    """A loop of links, a pipe and a name that is too long between good rows."""
-    (pictures / "loop.png").symlink_to("loop.png")
-    os.mkfifo(pictures / "pipe.png")
-    lines = [GOOD | {"image_0": name} for name in ("loop.png", "pipe.png", "a" * 300 + ".png")]
-    first, *bad, last = found(open_pairs(jsonl(pictures, GOOD, *lines, GOOD)))
-    assert first[1] == last[1] == "a cat"
-    for row, reason in zip(bad, ("symbolic links", "no regular file", "longer than"), strict=True):
-        assert reason in row[1]
+def test_a_flipped_bit_in_the_weights_is_a_clear_error(tmp_path: Path) -> None:
+    path, state = tmp_path / "checkpoint.pt", some_state()
+    save_state(state, path)
+    whole = path.read_bytes()
+    for tensor in (*state.adapter.values(), *state.ema.values()):
+        damaged = bytearray(whole)
+        damaged[whole.index(tensor.numpy().tobytes())] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"checkpoint: .* is not a checkpoint of this version"):
+            load_state(path, RunState)
+
+
+def test_other_bytes_are_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    rng = random.Random(0)
+    contents = [rng.randbytes(rng.randrange(1, 200)) for _ in range(200)]
+    for content in [*contents, b"name: a recipe\n", b"PK\x03\x04", b"\x80\x02}q\x00.", b"GIF89a"]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint: .* is not a checkpoint of this version"):
+            load_state(path, RunState)
+
+
+@pytest.mark.parametrize("values", [[1, 2], {"num_rounds": 3}, torch.zeros(3), None], ids=str)
+def test_a_file_of_something_else_is_a_clear_error(tmp_path: Path, values: object) -> None:
+    torch.save(values, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint of this version"):
+        load_state(tmp_path / "checkpoint.pt", RunState)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"num_rounds": Path("x")}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="is not a checkpoint of this version"):
+        load_state(tmp_path / "checkpoint.pt", RunState)
+
+
+def test_a_missing_checkpoint_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="checkpoint: "):
+        load_state(tmp_path / "nowhere.pt", RunState)
