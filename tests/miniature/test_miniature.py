@@ -19,7 +19,7 @@ from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.miniature import oracles, world
 from stepalign.miniature.preferences import build_judges
-from stepalign.miniature.world import QUALITY, Scenes, attributes_of, caption, draw_pairs, draw_scenes, render
+from stepalign.miniature.world import Scenes, attributes_of, caption, draw_pairs, draw_scenes, render
 from stepalign.models.base import BaseModel
 from stepalign.models.clip import preprocess
 from stepalign.models.load import load
@@ -142,7 +142,7 @@ def test_a_wrong_attribute_costs_a_quarter(attribute: int) -> None:
     assert (scores == 0.75).float().mean() > 0.95
 
 
-@pytest.mark.parametrize("index", range(4), ids=QUALITY)
+@pytest.mark.parametrize("index", range(4), ids=["sharpness", "saturation", "contrast", "cleanness"])
 def test_each_quality_raises_the_aesthetic(index: int) -> None:
     means = []
     for level in (0.0, 0.25, 0.5, 0.75, 1.0):

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from conftest import normal
 from PIL import Image
-from torch import Tensor
 from transformers import CLIPModel, Dinov2Config, Dinov2Model
 
-from stepalign.scorers.diversity import Extract, pairwise_distance, prompt_features, vendi_score
+from stepalign.scorers.diversity import pairwise_distance, vendi_score
 from stepalign.scorers.features import ImageFeatures, Preparation, dinov2_pixels
 from stepalign.scorers.preparation import clip_pixels
 
@@ -104,28 +103,6 @@ def test_features_without_a_direction_are_refused(measure: object) -> None:
         measure(normal(0, 4, 2))
 
 
-def mean_colour(images: list[Image.Image]) -> Tensor:
-    """A network of no parameters."""
-    return torch.stack([torch.from_numpy(np.array(image)).float().mean((0, 1)) for image in images])
-
-
-def test_any_callable_gives_features() -> None:
-    groups = [pictures(2), pictures(2, seed=1), pictures(2, seed=2)]
-    features = prompt_features(groups, mean_colour)
-    assert isinstance(mean_colour, Extract)
-    assert features.shape == (3, 2, 3)
-    assert torch.equal(features[1], mean_colour(groups[1]))
-
-
-def test_prompts_need_equally_many_pictures() -> None:
-    with pytest.raises(ValueError, match="same number of pictures, at least 2; they have 2 or 3"):
-        prompt_features([pictures(2), pictures(3)], mean_colour)
-    with pytest.raises(ValueError, match="they have 1"):
-        prompt_features([pictures(1)], mean_colour)
-    with pytest.raises(ValueError, match="there are no prompts with pictures"):
-        prompt_features([], mean_colour)
-
-
 @pytest.fixture(scope="module")
 def clip_folder(tiny_clip: CLIPModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
@@ -154,7 +131,6 @@ def test_clips_features_are_its_image_embeddings(clip_folder: Path, tiny_clip: C
     with torch.no_grad():
         expected = tiny_clip.get_image_features(pixel_values=clip_pixels(pictures(), 32, "torchvision")).pooler_output
     assert torch.equal(extractor.extract(pictures()), expected)
-    assert isinstance(extractor.extract, Extract)
     assert (extractor.record.name, extractor.record.weights) == ("clip-features", clip_folder.name)
     assert not extractor.record.needs_prompt
 

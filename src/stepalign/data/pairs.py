@@ -34,7 +34,7 @@ class RawPair:
     """For people: "train.jsonl line 3", "row 17", "cat-01.png"."""
     prompt: object
     images: tuple[object, object]
-    """An `ImageSource` each where all is well."""
+    """Each a path, the bytes of a file or an image of Pillow's where all is well."""
     label: object
     """How far image 0 is preferred, None without a label."""
     weight: object = 1.0

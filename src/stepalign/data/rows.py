@@ -108,7 +108,7 @@ def _pair(
 
 
 def _image(value: object, places: Places) -> object:
-    """An image as a row has it, turned into an `ImageSource` where that is possible without opening it."""
+    """An image as a row has it, turned into what `open_image` takes where that is possible without opening it."""
     if isinstance(value, dict):  # how `datasets` keeps an image it has not decoded
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not isinstance(value, str):

@@ -41,7 +41,6 @@ BACKGROUNDS = {
 }
 ATTRIBUTES = (("size", len(SIZES)), ("colour", len(COLOURS)), ("shape", len(SHAPES)), ("background", len(BACKGROUNDS)))
 NUM_HELD_OUT = 216
-QUALITY = ("sharpness", "saturation", "contrast", "cleanness")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ class Scenes:
     centre: Float[Tensor, "b 2"]
     """Offset of the shape from the middle, in half picture widths."""
     quality: Float[Tensor, "b 4"]
-    """In [0, 1], in the order of QUALITY; 1 is best."""
+    """Sharpness, saturation, contrast and cleanness, in [0, 1]; 1 is best."""
 
     def __len__(self) -> int:
         return len(self.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +39,6 @@ from stepalign.support.tensor_files import read_header, weight_files
 from stepalign.support.watcher import Watcher
 from stepalign.training.judge_trainer import JudgeTrainer
 
-Step = Callable[[int, int], None]
 NOT_IN_THE_CACHE = ("unet", "scheduler", "precision", "empty prompt")
 """Parts of a base model that encode neither images nor prompts; what is encoded has the precision of its encoder."""
 

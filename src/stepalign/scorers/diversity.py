@@ -6,19 +6,9 @@ after, and compare. Means over prompts can be paired like scores.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
-
-
-@runtime_checkable
-class Extract(Protocol):
-    """Pictures of any size and mode to a feature vector each."""
-
-    def __call__(self, images: list[Image.Image]) -> Float[Tensor, "b e"]: ...
 
 
 def pairwise_distance(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
@@ -36,18 +26,6 @@ def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
     cosines = _cosines(features)
     shares = torch.linalg.eigvalsh(cosines / cosines.shape[1]).clamp(min=0)
     return torch.special.entr(shares).sum(1).exp()
-
-
-def prompt_features(groups: list[list[Image.Image]], extract: Extract) -> Float[Tensor, "n k e"]:
-    """The features of each prompt's pictures; raises ValueError unless all prompts have equally many, two or more."""
-    if not groups:
-        raise ValueError("there are no prompts with pictures")
-    sizes = sorted({len(group) for group in groups})
-    if len(sizes) > 1 or sizes[0] < 2:
-        raise ValueError(
-            f"every prompt needs the same number of pictures, at least 2; they have {' or '.join(map(str, sizes))}"
-        )
-    return torch.stack([extract(group) for group in groups])
 
 
 def _cosines(features: Float[Tensor, "n k e"]) -> Float[Tensor, "n k k"]:

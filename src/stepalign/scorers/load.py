@@ -1,4 +1,4 @@
-"""Scorers by their names, and the scores of many pictures."""
+"""The published scorers by name, and scores in batches."""
 
 from __future__ import annotations
 
@@ -15,29 +15,6 @@ from stepalign.scorers.pickscore import PICKSCORE, PickScore
 from stepalign.scorers.preparation import check_pairs, checked_scores
 
 SCORERS = ("pickscore", "hps-v2.0", "hps-v2.1", "aesthetic", "image-reward", "clip-score")
-
-
-def load_scorers(
-    names: list[str], *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
-) -> dict[str, Scorer]:
-    """Scorers under the names in `SCORERS`, in the order given, each with its published weights.
-
-    An entry "name=PATH" takes them from a local path or hub id instead. Raises ValueError for a name that is not
-    known or comes twice, before anything is loaded, and as the scorers do for weights that are missing or others.
-    """
-    chosen: dict[str, str | None] = {}
-    for entry in names:
-        name, sign, source = entry.partition("=")
-        if name not in SCORERS:
-            raise ValueError(f"there is no scorer {name!r}; there are {', '.join(SCORERS)}")
-        if name in chosen:
-            raise ValueError(f"the scorer {name} is named twice")
-        if sign and not source:
-            raise ValueError(f"{entry!r} gives no path or hub id after the =")
-        chosen[name] = source or None
-    if not chosen:
-        raise ValueError(f"no scorer is named; there are {', '.join(SCORERS)}")
-    return {name: load_scorer(name, source, device=device, dtype=dtype) for name, source in chosen.items()}
 
 
 def load_scorer(name: str, source: str | None, *, device: str | torch.device, dtype: torch.dtype) -> Scorer:

@@ -12,8 +12,6 @@ from PIL import Image, UnidentifiedImageError
 
 from stepalign.support.local_files import file_size
 
-ImageSource = Path | bytes | Image.Image
-"""What `open_image` opens: a file, the bytes of one, or an image of Pillow's."""
 MAX_PIXELS = 2**25
 """Of an image, such as 8192 by 4096; checked in the file's header, before anything is decoded."""
 MAX_BYTES = 2**28
@@ -35,7 +33,7 @@ UPRIGHT = {
 
 
 def open_image(source: object) -> Image.Image:
-    """An `ImageSource` in RGB, decoded whole, as `as_rgb` says; of an animation the first frame.
+    """The image of a path, of a file's bytes or of Pillow's, in RGB (see `as_rgb`); of an animation the first frame.
 
     Raises ValueError, in one line that names the file, for one that is missing or no regular file, that is in none of
     `FORMATS`, damaged or cut short, or larger than `MAX_BYTES` or `MAX_PIXELS`.

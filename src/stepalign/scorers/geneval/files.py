@@ -14,7 +14,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -23,9 +23,7 @@ from jaxtyping import Bool
 
 from stepalign.data.manifest import ImageRow, write_manifest
 from stepalign.scorers.geneval.rules import CLASSES, COLOURS, Box, Detection, GenEvalPrompt, class_index, parse_prompt
-from stepalign.support.files import write_text
 from stepalign.support.images import MAX_PIXELS
-from stepalign.support.json_text import to_json
 from stepalign.support.parsing import json_lines, parse_json, read_text
 
 PICTURE = re.compile(r"(\d+)\.(png|jpe?g|webp)", re.IGNORECASE)
@@ -60,20 +58,6 @@ def read_detections(path: Path, pictures: Sequence[ImageRow]) -> dict[Key, list[
             "without objects needs one with an empty list"
         )
     return found
-
-
-def write_detections(path: Path, found: Mapping[Key, Sequence[Detection]]) -> None:
-    """Write detections as `read_detections` reads them, by prompt_index and image_index."""
-    rows = []
-    for (prompt, image), detections in found.items():
-        objects = [
-            {"class_index": one.class_index, "score": one.score, "box": list(one.box)}
-            | ({} if one.mask is None else {"mask": encode_mask(one.mask)})
-            | ({} if one.colour is None else {"colour": one.colour})
-            for one in detections
-        ]
-        rows.append(to_json({"prompt_index": prompt, "image_index": image, "detections": objects}))
-    write_text(path, "".join(f"{row}\n" for row in rows))
 
 
 def write_geneval_manifest(folder: Path) -> list[ImageRow]:
@@ -132,14 +116,6 @@ def decode_mask(mask: object, where: str) -> Bool[np.ndarray, "h w"]:
         raise ValueError(f"{where}: a mask's counts must be run lengths that add up to {size[0]} times {size[1]}")
     values = np.arange(len(runs)) % 2 == 1
     return np.repeat(values, runs).reshape(size[1], size[0]).T
-
-
-def encode_mask(mask: Bool[np.ndarray, "h w"]) -> dict[str, list[int]]:
-    """A mask as COCO's run lengths, not packed."""
-    pixels = np.concatenate([[False], mask.T.ravel()])
-    starts = np.flatnonzero(pixels[1:] != pixels[:-1])
-    runs = np.diff(np.concatenate([[0], starts, [mask.size]]))
-    return {"size": list(mask.shape), "counts": runs.tolist()}
 
 
 def _unpack(text: str, where: str) -> list[int]:
