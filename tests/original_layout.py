@@ -105,24 +105,28 @@ def _renamed(key: str, rules: list) -> str:
 
 
 def _unet(key: str, weights: dict[str, Tensor]) -> str:
-    """Blocks are numbered through: three to a level, layers first, then the change of size."""
+    """Blocks are numbered through: the layers of a level, then the change of size."""
+    layers = 1 + max(
+        int(found[1]) for found in map(re.compile(r"down_blocks\.0\.resnets\.(\d)").match, weights) if found
+    )
+    each = layers + 1
     part = re.match(r"(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)(.*)", key)
     if part:
         side, level, kind, layer, rest = part[1], int(part[2]), part[3], int(part[4]), part[5]
         if side == "down":
-            block = 3 * level + layer + 1
+            block = each * level + layer + 1
             key = {
                 "resnets": f"input_blocks.{block}.0{rest}",
                 "attentions": f"input_blocks.{block}.1{rest}",
-                "downsamplers": f"input_blocks.{3 * level + 3}.0.op{rest.removeprefix('.conv')}",
+                "downsamplers": f"input_blocks.{each * (level + 1)}.0.op{rest.removeprefix('.conv')}",
             }[kind]
         else:
             has_attention = any(other.startswith(f"up_blocks.{level}.attentions") for other in weights)
             place = 2 if has_attention else 1  # the upsampler comes after resnet and attention
             key = {
-                "resnets": f"output_blocks.{3 * level + layer}.0{rest}",
-                "attentions": f"output_blocks.{3 * level + layer}.1{rest}",
-                "upsamplers": f"output_blocks.{3 * level + 2}.{place}{rest}",
+                "resnets": f"output_blocks.{each * level + layer}.0{rest}",
+                "attentions": f"output_blocks.{each * level + layer}.1{rest}",
+                "upsamplers": f"output_blocks.{each * level + layers}.{place}{rest}",
             }[kind]
         return _renamed(key, RESNET) if kind == "resnets" else key
     key = _renamed(key, UNET)

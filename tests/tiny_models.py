@@ -27,7 +27,7 @@ def tiny_vae(**options: Any) -> AutoencoderKL:
     """An 8x VAE."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 16, 16),
-        layers_per_block=2,
+        layers_per_block=1,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
@@ -59,12 +59,12 @@ def padding_with_exclamation_marks(tokenizer: CLIPTokenizer) -> CLIPTokenizer:
     return other
 
 
-def sd_unet(**options: Any) -> UNet2DConditionModel:
-    """Four levels, the deepest without attention."""
+def sd_unet(*, layers: int = 1, **options: Any) -> UNet2DConditionModel:
+    """Four levels, the deepest without attention; the real ones have two layers per level."""
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32, 32),
-        layers_per_block=2,
+        layers_per_block=layers,
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=16,
@@ -110,13 +110,12 @@ def _save_sd(folder: Path, **parts: Any) -> Path:
     return folder
 
 
-def save_sdxl(folder: Path, tokenizer: CLIPTokenizer) -> Path:
-    """SDXL: three levels, the first without attention, two text encoders, sizes as a condition, an Euler config."""
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel(
+def sdxl_unet(*, layers: int = 1) -> UNet2DConditionModel:
+    """Three levels, the first without attention; sizes as a condition."""
+    return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 16, 32),
-        layers_per_block=2,
+        layers_per_block=layers,
         down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
         transformer_layers_per_block=[1, 1, 2],
@@ -128,6 +127,12 @@ def save_sdxl(folder: Path, tokenizer: CLIPTokenizer) -> Path:
         projection_class_embeddings_input_dim=20 + 6 * 8,
         norm_num_groups=8,
     )
+
+
+def save_sdxl(folder: Path, tokenizer: CLIPTokenizer) -> Path:
+    """SDXL: two text encoders, an Euler config."""
+    torch.manual_seed(1)
+    unet = sdxl_unet()
     tokenizer_2 = padding_with_exclamation_marks(tokenizer)
     small = text_config(tokenizer, hidden_size=16, num_hidden_layers=3, hidden_act="quick_gelu")
     large = text_config(tokenizer_2, hidden_size=24, num_hidden_layers=3, hidden_act="gelu", projection_dim=20)

@@ -112,9 +112,9 @@ def test_kohyas_layout_may_number_blocks_as_stable_diffusion_xls_first_code_did(
     tiny_sdxl: BaseModel, tmp_path: Path
 ) -> None:
     blocks = {
-        "down_blocks_1_attentions_0": "input_blocks_4_1",
+        "down_blocks_1_attentions_0": "input_blocks_3_1",
         "mid_block_attentions_0": "middle_block_1",
-        "up_blocks_0_attentions_2": "output_blocks_2_1",
+        "up_blocks_0_attentions_1": "output_blocks_1_1",
     }
     model = copy.deepcopy(tiny_sdxl)
     found = factors(model, "unet").items()

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import copied_policy
 from lora_files import Factors, factors, kohya_layout
 from original_layout import _unet as original_name
 from safetensors.torch import load_file, save_file
+from tiny_models import sd_unet, sdxl_unet
 from torch import Tensor, nn
 
 from stepalign.models.adapters import NETWORKS, check_adapter
@@ -192,9 +194,10 @@ def test_convolutions_have_updates_too(tiny_sd: BaseModel, tmp_path: Path) -> No
     assert_changes(tiny_sd, path, by_hand(made, lambda number: 0.5))
 
 
-def test_every_module_is_found_as_stable_diffusions_first_code_names_it(base: BaseModel) -> None:
+@pytest.mark.parametrize("make", [partial(sd_unet, attention_head_dim=2), sdxl_unet], ids=["sd", "sdxl"])
+def test_every_module_is_found_as_stable_diffusions_first_code_names_it(make: Callable[..., nn.Module]) -> None:
     """Held against the naming of single files, written down separately."""
-    unet = base.pipeline.unet
+    unet = make(layers=2)
     weights = {name: value for name, value in unet.state_dict().items() if name.endswith(".weight")}
     known = spellings(unet, is_unet=True)
     modules = {name: module for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}

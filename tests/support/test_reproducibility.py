@@ -9,15 +9,15 @@ import sys
 import pytest
 import torch
 
-from stepalign.support.reproducibility import processor
+from stepalign.support import reproducibility
+from stepalign.support.reproducibility import mkl_warning, processor
 
 needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch without MKL")
-MULTIPLY = "import torch; torch.ones(8, 8) @ torch.ones(8, 8)"
-WARN = "from stepalign.support.parallel import processes; processes(); processes()"
+RUN = "import torch; torch.ones(8, 8) @ torch.ones(8, 8); import stepalign.support.parallel as p; [p.processes()] * 2"
 
 
 def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program without the mode of this process; MKL prints what it does."""
+    """Run a program without the mode of this process; MKL prints the mode it computes in."""
     inherited = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     words, given = [sys.executable, "-c", program], {**inherited, "MKL_VERBOSE": "1", **environment}
     return subprocess.run(words, env=given, capture_output=True, text=True, check=True)
@@ -25,38 +25,26 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @needs_mkl
 @pytest.mark.parametrize(
-    ("program", "environment", "mode"),
-    [
-        (f"import stepalign.cli; {MULTIPLY}", {}, "CNR:AUTO,STRICT"),
-        (f"import stepalign; {MULTIPLY}", {"MKL_CBWR": "COMPATIBLE"}, "CNR:COMPATIBLE"),
-    ],
+    ("environment", "mode", "warning"),
+    [({}, "CNR:AUTO,STRICT", ""), ({"MKL_CBWR": "AUTO"}, "CNR:AUTO ", "MKL_CBWR is AUTO")],
 )
-def test_mkl_computes_in_the_reproducible_mode_unless_the_user_chose_one(
-    program: str, environment: dict[str, str], mode: str
+def test_mkl_computes_in_the_reproducible_mode_unless_the_user_chose_one_and_is_warned_once(
+    environment: dict[str, str], mode: str, warning: str
 ) -> None:
-    assert mode in python(program, **environment).stdout
+    done = python(f"import stepalign.cli; {RUN}", **environment)
+    assert mode in done.stdout
+    assert done.stderr.count("may not repeat its last bits") == bool(warning)
+    assert warning in done.stderr
 
 
 @needs_mkl
-@pytest.mark.parametrize(
-    ("program", "environment", "part"),
-    [
-        (f"{MULTIPLY}; {WARN}", {}, "set after torch was loaded"),
-        (WARN, {"MKL_CBWR": "AVX2"}, "MKL_CBWR is AVX2"),
-        (WARN, {}, ""),
-    ],
-)
-def test_a_run_that_may_not_repeat_its_bits_is_warned_once(
-    program: str, environment: dict[str, str], part: str
-) -> None:
-    errors = python(program, **environment).stderr
-    assert errors.count("may not repeat its last bits") == bool(part)
-    assert part in errors
-
-
-@needs_mkl
-def test_the_tests_compute_in_the_reproducible_mode() -> None:
-    assert "STRICT" in os.environ["MKL_CBWR"]
+def test_a_mode_set_after_torch_was_loaded_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = "from stepalign.support.reproducibility import _LATE; print(_LATE)"
+    loaded = "import sys, types; sys.modules['torch'] = types.ModuleType('torch')"
+    assert [python(f"{before}; {late}").stdout for before in ("pass", loaded)] == ["False\n", "True\n"]
+    assert mkl_warning() is None or torch.accelerator.is_available()
+    monkeypatch.setattr(reproducibility, "_LATE", True)
+    assert torch.accelerator.is_available() or "set after torch was loaded" in (mkl_warning() or "")
 
 
 @needs_mkl
@@ -64,4 +52,5 @@ def test_the_record_states_processor_kernels_threads_and_mode() -> None:
     words = processor()
     assert torch.backends.cpu.get_cpu_capability() in words
     assert f"{torch.get_num_threads()} threads" in words
+    assert "STRICT" in os.environ["MKL_CBWR"]
     assert words.endswith(f"MKL mode {os.environ['MKL_CBWR']}")
