@@ -56,4 +56,4 @@ def test_the_trainer_needs_neither_diffusers_nor_transformers() -> None:
 
 
 def test_the_command_line_runs_as_a_module() -> None:
-    assert "stepalign " in run("-m", "stepalign.cli", "env")
+    assert "stepalign " in run("-m", "stepalign", "env")

@@ -1,90 +1,15 @@
 """Command lines with something wrong in them, and what the one line of answer must contain.
 
-`{f}` is a folder with the files that `write_files` writes; `--output {o}` is given to every command that takes it.
+`{f}` is a folder with the files of `wrong_files`; `--output {o}` is given to every command that takes it.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-LAUGHS = "a: &a [ha, ha]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
-)
-FILES = {
-    "good.txt": "a large red circle on a navy background\na small blue square on a white background\n",
-    "one.txt": "a large red circle on a navy background\n",
-    "empty.txt": "\n \n",
-    "list.json": '{"a": "b"}',
-    "deep.json": "[" * 100_000,
-    "rows.jsonl": '"a"\n{"other": "b"}\n',
-    "half.jsonl": '{"prompt": "a"}\n{"prompt": "b \\ud83d c"}\n',
-    "half.json": '["b \\ud83d c"]',
-    "numbers.json": "[1, 2]",
-    "prompts.rtf": "a cat",
-    "bad.yaml": "a: [1",
-    "deep.yaml": "a: " + "[" * 5000,
-    "laughs.yaml": LAUGHS,
-    "circle.yaml": "a: &a [*a]",
-    "list.yaml": "- a\n",
-    "nothing.yaml": "",
-    "unknown.yaml": "recipe: gradspo-sd51\n",
-    "start.yaml": "recipe: [a, b]\n",
-    "date.yaml": "recipe: gradspo-miniature\nprompts: 2026-13-40\n",
-    "field.yaml": "recipe: gradspo-miniature\nlerning_rate: 1\n",
-    "kind.yaml": "recipe: gradspo-miniature\ntraining: 3\n",
-    "keys.yaml": "recipe: gradspo-miniature\n1: 2\n",
-    "inside.yaml": "recipe: gradspo-miniature\nbase: {guidance_scale: {a: 1}}\n",
-    "object.yaml": "recipe: !!python/object:os.system {}\n",
-    "bytes.yaml": "recipe: gradspo-miniature\nname: !!binary aGk=\n",
-    "away.yaml": "recipe: gradspo-miniature\nname: ../../away\n",
-    "sweep.yaml": "recipe: gradspo-miniature\nseeds: [0]\ntables: {t: {a: {}, b: {seed: 1}}}\n",
-    "sweep-seeds.yaml": "recipe: gradspo-miniature\nseeds: [a]\ntables: {t: {a: {}}}\n",
-    "sweep-tables.yaml": "recipe: gradspo-miniature\nseeds: [0]\ntables: []\n",
-    "sweep-row.yaml": "recipe: gradspo-miniature\nseeds: [0]\ntables: {t: {a: {lerning_rate: 1}}}\n",
-    "sweep-changes.yaml": "recipe: gradspo-miniature\nseeds: [0]\nchanges: 3\ntables: {t: {a: {}}}\n",
-    "sweep-more.yaml": "recipe: gradspo-miniature\nseeds: [0]\ntabels: {t: {a: {}}}\n",
-    "sweep-start.yaml": "recipe: gradspo-sd51\nseeds: [0]\ntables: {t: {a: {}}}\n",
-    "sweep-away.yaml": "recipe: gradspo-miniature\nseeds: [0]\ntables: {t: {a: {name: ../../away}}}\n",
-    "text.safetensors": "no tensors",
-    "text.bin": "no tensors",
-    "thesis/chapter.tex": "precious",
-    "damaged/generation.json": "{",
-    "deep/generation.json": "[" * 100_000,
-    "typed/generation.json": '{"settings": 3}',
-    "wrongpictures/manifest.jsonl": '{"prompt": "a", "file": "0.png"}\n{"prompt": 3, "file": "1.png"}\n',
-    "halfpictures/manifest.jsonl": '{"prompt": "a \\ud83d", "file": "0.png"}\n',
-    "outside/manifest.jsonl": '{"prompt": "a", "file": "../good.txt"}\n',
-    "deeppictures/manifest.jsonl": "[" * 100_000 + "\n",
-    "gone/manifest.jsonl": '{"prompt": "a", "file": "0.png"}\n',
-    "text/manifest.jsonl": '{"prompt": "a", "file": "0.png"}\n',
-    "text/0.png": "no image",
-    "pairs.jsonl": '{"prompt": "a"}\n',
-    "pairs.json": "[]",
-    "nopairs.jsonl": "\n",
-    "deepconfig.json": '{"a":' * 100_000,
-    "config.json": "[]",
-    "judge/config.json": "{}",
-    "oldrun/recipe.yaml": "name: x\n",
-    "brokenrun/recipe.yaml": "name: x\n",
-    "brokenrun/summary.json": "{",
-    "deeprun/recipe.yaml": LAUGHS,
-}
-
-
-def write_files(folder: Path) -> None:
-    """Write all the files that the command lines name."""
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
-    (folder / "latin.txt").write_bytes("ein Bücherregal\n".encode("latin-1"))
-    (folder / "utf16.txt").write_bytes("a cat\n".encode("utf-16"))
-    (folder / "folder.yaml").mkdir()
-    (folder / "folder.txt").mkdir()
-
-
 USAGE = [
-    ("", "the following arguments are required: command"),
-    ("trian", "invalid choice: 'trian'"),
+    ("", "a command is required"),
+    ("trian", "there is no command 'trian' (nearest: train)"),
+    ("train", "required: RECIPE-OR-FILE.yaml"),
+    ("train-judge --output {f}/new", "required: RECIPE-OR-FILE.yaml"),
     ("env --now", "unrecognized arguments: --now"),
     ("demo --sed 1", "unrecognized arguments: --sed 1"),
     ("demo --seed x", "invalid int value: 'x'"),
@@ -168,6 +93,15 @@ TRAIN = [
     ("gradspo-miniature --branching.num_candidates 1", "num_candidates must be at least 2"),
     ("gradspo-miniature --branching.timestep_range 2000 3000", "timestep_range"),
     ("gradspo-miniature --objective.beta nan", "objective.beta"),
+    ("gradspo-miniature --objective.clip 1.5", "objective.clip must be between 0 and 1"),
+    ("gradspo-miniature --checkpoint_every 0", "checkpoint_every must be at least 1"),
+    ("gradspo-miniature --lora_rank 0", "lora_rank must be at least 1"),
+    ("gradspo-miniature --evaluation.batch_size 0", "evaluation.batch_size must be at least 1"),
+    ("gradspo-miniature --base.num_steps 1001", "base.num_steps must be between 1 and 999"),
+    ("gradspo-miniature --base.max_batch 0", "base.max_batch must be at least 1"),
+    ("gradspo-miniature --base.guidance_scale 0.5", "base.guidance_scale must be at least 1"),
+    ("gradspo-miniature --base.eta 2", "base.eta must be between 0 and 1"),
+    ("gradspo-miniature --training.learning_rate fast", "training.learning_rate is a number; got 'fast'"),
     ("gradspo-sd15 --prompts {f}/good.txt --guard.every 2", "guard.every must be 0 without evaluation.prompts"),
 ]
 ELSEWHERE = [
@@ -193,9 +127,11 @@ ELSEWHERE = [
     ("evaluate {f}/gone --scorers pickscore=/nowhere/clip", "/nowhere/clip"),
     ("evaluate {f}/thesis", "scorers must be named"),
     ("evaluate {f}/thesis --scorers aesthetic --scoring-batch 0", "batch"),
-    ("evaluate {f}/thesis --scorers aesthetic --prompts miniature", "--prompts: these say how to"),
-    ("evaluate {f}/thesis --scorers aesthetic --seed 1", "which needs --model"),
+    ("evaluate {f}/thesis --scorers aesthetic --prompts miniature", "--prompts: settings of generated images"),
+    ("evaluate {f}/thesis --scorers aesthetic --seed 1", "which need --model"),
+    ("evaluate {f}/thesis --scorers aesthetic --num-prompts 3", "--num-prompts: settings of generated images"),
     ("evaluate {f}/new --model miniature --scorers aesthetic", "needs --prompts"),
+    ("evaluate {f}/new --model miniature --prompts miniature --scorers hps", "there is no scorer 'hps'"),
     ("evaluate {f}/gone --scorers aesthetic --device gpu9", "device"),
     ("evaluate {f}/gone --scorers miniature-aesthetic", "0.png"),
     ("evaluate {f}/text --scorers miniature-aesthetic", "0.png"),
@@ -243,6 +179,8 @@ ELSEWHERE = [
 ]
 JUDGE = [
     ("spm-sd51", "(nearest: spm-sd15"),
+    ("gradspo-sd15", "there is none called 'gradspo-sd15'"),
+    ("mine.yaml", "there is no file 'mine.yaml'"),
     ("{f}/bad.yaml", "is not valid YAML"),
     ("spm-miniature --data.pairs none", "data.pairs: this recipe has none"),
     ("spm-miniature --data.pairs {f}/absent.jsonl", "there is nothing at"),
@@ -260,6 +198,8 @@ JUDGE = [
     ("spm-miniature --model ./nowhere", "model: there is no file or folder"),
     ("spm-miniature --training.batch_size 0", "training.batch_size must be at least 1"),
     ("spm-miniature --export fp16", "export is one of"),
+    ("spm-miniature --judge.path x", "there is no field judge.path"),
+    ("{f}/judge.yaml", "give a .jsonl or .parquet file"),
 ]
 GENERATE = [
     ("/nowhere/model --prompts {f}/good.txt", "model: there is no file or folder"),
@@ -276,6 +216,8 @@ GENERATE = [
     ("miniature --prompts {f}/good.txt --num_images 0", "num_images must be at least 1"),
     ("miniature --prompts {f}/good.txt --batch_size 0", "batch_size must be at least 1"),
     ("miniature --prompts {f}/good.txt --guidance 3", "there is no field guidance"),
+    ("miniature --prompts {f}/good.txt --num_step 3", "(nearest: num_steps"),
+    ("miniature --prompts {f}/good.txt steps", "expected --field value, got 'steps'"),
     ("miniature --prompts {f}/good.txt --adapters {f}/absent.safetensors", "adapters: there is no file or folder"),
     ("miniature --prompts {f}/good.txt --adapters {f}/text.safetensors", "text.safetensors"),
     ("miniature --prompts {f}/good.txt --adapters {f}/thesis", "thesis"),

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from stepalign.cli.console import PHASES, RoundBars, progress_bars, show_accuracy, show_scores
-from stepalign.cli.evaluation_commands import show_results
+from stepalign.cli.console import PHASES, RoundBars, progress_bars, show_accuracy, show_results, show_scores
 from stepalign.cli.progress_lines import ProgressLines
 
 EVIL = "[bold]x[/] [/nothing] [link=http://x]y\x1b[31m\x07"

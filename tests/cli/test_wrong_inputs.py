@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wrong_inputs import WRONG_INPUTS, write_files
+from wrong_files import write_files
+from wrong_inputs import WRONG_INPUTS
 
 from stepalign.cli.main import main
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from stepalign.cli import evaluation_commands
+from stepalign.cli import evaluate
 from stepalign.cli.main import main
 from stepalign.data.manifest import ImageRow, read_manifest, write_manifest
 from stepalign.data.prompt_sets import load_prompt_set
@@ -186,5 +186,5 @@ def test_genevals_own_layout_is_judged_without_a_manifest_or_scorers_which_may_c
 
 
 def test_the_command_names_the_released_networks() -> None:
-    named = (evaluation_commands.DETECTOR, evaluation_commands.COLOURS, evaluation_commands.CMMD)
+    named = (evaluate.DETECTOR, evaluate.COLOURS, evaluate.CMMD)
     assert named == (DETECTOR, COLOUR_MODEL, CMMD_NETWORK)

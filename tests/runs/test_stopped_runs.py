@@ -85,7 +85,7 @@ def test_a_stopped_run_saves_its_last_round_and_ends_with_the_same_bits(
 ) -> None:
     command = [*words, "--output", str(tmp_path / "run")]
     with monkeypatch.context() as patched:
-        patched.setattr("stepalign.cli.command_line.progress_bars", lambda: Signaller(moment, count, number))
+        patched.setattr("stepalign.cli.console.progress_bars", lambda: Signaller(moment, count, number))
         assert main(command) == 128 + number
     err = capsys.readouterr().err
     assert err == f"stepalign: stopped {said}; the same command resumes\n"
@@ -95,7 +95,7 @@ def test_a_stopped_run_saves_its_last_round_and_ends_with_the_same_bits(
     with monkeypatch.context() as patched:
         watcher = Signaller("", 1, number)
         watcher.round = lambda row, total: rounds.append(row["round"])  # type: ignore[method-assign]
-        patched.setattr("stepalign.cli.command_line.progress_bars", lambda: watcher)
+        patched.setattr("stepalign.cli.console.progress_bars", lambda: watcher)
         assert main(command) == 0
     assert rounds == list(range(num + 1, 5))
     assert (tmp_path / "run" / ADAPTER).read_bytes() == whole
@@ -104,7 +104,7 @@ def test_a_stopped_run_saves_its_last_round_and_ends_with_the_same_bits(
 def test_a_run_stopped_in_its_first_round_leaves_nothing(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("stepalign.cli.command_line.progress_bars", lambda: Signaller("sample", 1, signal.SIGTERM))
+    monkeypatch.setattr("stepalign.cli.console.progress_bars", lambda: Signaller("sample", 1, signal.SIGTERM))
     assert main([*words, "--output", str(tmp_path / "run")]) == 143
     assert "no round was finished" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -119,7 +119,7 @@ def test_a_lack_of_memory_saves_the_last_round_too(
             if self.left == 0:
                 raise MemoryError
 
-    monkeypatch.setattr("stepalign.cli.command_line.progress_bars", lambda: Exhausted("sample", 5, signal.SIGTERM))
+    monkeypatch.setattr("stepalign.cli.console.progress_bars", lambda: Exhausted("sample", 5, signal.SIGTERM))
     assert main([*words, "--output", str(tmp_path / "run")]) == 1
     assert "memory ran out (MemoryError); try --base.max_batch 1" in capsys.readouterr().err
     assert len((tmp_path / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 1
@@ -134,7 +134,7 @@ def test_generating_finishes_the_batch_and_keeps_it(
     command = ["generate", "miniature", *words, "--base.guidance_scale", "2", "--output", str(tmp_path / "images")]
     with monkeypatch.context() as patched:
         watcher = Signaller("sample", 1, signal.SIGTERM)
-        patched.setattr("stepalign.cli.evaluation_commands.progress_bars", lambda **_: watcher)
+        patched.setattr("stepalign.cli.console.progress_bars", lambda **_: watcher)
         assert main(command) == 143
     assert "stopped by SIGTERM; 2 of 4 images are saved; the same command resumes" in capsys.readouterr().err
     assert len(list((tmp_path / "images/images").glob("*.png"))) == 2
@@ -151,7 +151,7 @@ def test_a_judges_training_saves_its_last_step(
     ).split()
     command = ["train-judge", "spm-miniature", *flags, "--output", str(tmp_path / "judge")]
     with monkeypatch.context() as patched:
-        patched.setattr("stepalign.cli.command_line.progress_bars", lambda: Signaller("round", 1, signal.SIGTERM))
+        patched.setattr("stepalign.cli.console.progress_bars", lambda: Signaller("round", 1, signal.SIGTERM))
         assert main(command) == 143
     assert "stopped by SIGTERM; step 1 of 3 is saved" in capsys.readouterr().err
     assert (tmp_path / "judge/checkpoint.pt").is_file()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepalign.cli import main as cli
+from stepalign.cli.main import main
+from stepalign.cli.table import find_command
 from stepalign.support.errors import UsageError, one_line, report
 from stepalign.support.stopping import Stopped
 
@@ -63,7 +64,9 @@ def test_what_can_go_wrong_is_one_line_and_writes_nothing(
     command: str, error: BaseException, status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "recipe.yaml").write_text("", encoding="utf-8")
-    assert report(error, command=command, output=tmp_path) == status
+    known = find_command(command)
+    given = {"resumable": known.resumable, "memory_advice": known.memory_advice}
+    assert report(error, output=tmp_path, **given) == status
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
@@ -78,7 +81,7 @@ def test_an_unexpected_error_leaves_its_traceback_in_a_directory_of_ours(
     (tmp_path / "recipe.yaml").write_text("", encoding="utf-8")
     with pytest.raises(TypeError) as raised:
         raise TypeError("of a new kind \ud83d")
-    assert report(raised.value, command="train", output=tmp_path) == 1
+    assert report(raised.value, output=tmp_path) == 1
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert f"unexpected TypeError: of a new kind \\ud83d; the traceback is in {tmp_path / 'traceback.txt'}" in line
@@ -94,7 +97,7 @@ def test_elsewhere_the_traceback_is_in_a_temporary_file(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "thesis").mkdir()
     for output in (None, tmp_path / "thesis", tmp_path / "absent"):
-        assert report(KeyError("x"), command="compare", output=output) == 1
+        assert report(KeyError("x"), output=output) == 1
         assert f"the traceback is in {tmp_path / 'stepalign-'}" in capsys.readouterr().err
     assert list((tmp_path / "thesis").iterdir()) == []
 
@@ -116,7 +119,7 @@ def test_a_process_that_loses_another_says_so_once(
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     lost = RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3581")
-    assert report(lost, command="train", output=None) == 1
+    assert report(lost, output=None) == 1
     assert said in capsys.readouterr().err
 
 
@@ -124,13 +127,13 @@ def test_a_process_that_loses_another_says_so_once(
 
 
 def test_words_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "gradspo-miniature", "--prompts", os.fsdecode(b"\xff.txt")]) == 2
+    assert main(["train", "gradspo-miniature", "--prompts", os.fsdecode(b"\xff.txt")]) == 2
     assert capsys.readouterr().err == "stepalign: '\\udcff.txt' is not UTF-8 text; give another name or value\n"
 
 
 def program(*words: str, before: str = "", **options: object) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own."""
-    code = f"import sys\n{before}\nfrom stepalign.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"import sys\n{before}\nfrom stepalign.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.run([sys.executable, "-c", code, *words], text=True, check=False, timeout=60, **options)
 
 
@@ -138,36 +141,45 @@ def command(body: str) -> str:
     """Code that makes every command do this, without loading a library."""
     return (
         "import sys, types\n"
-        "module = types.ModuleType('stepalign.cli.command_line')\n"
-        f"def run_command(words):\n    {body}\n"
-        "module.run_command = run_command\n"
-        "sys.modules['stepalign.cli.command_line'] = module"
+        "from stepalign.cli.command import Command\n"
+        f"def run(arguments):\n    {body}\n"
+        "module = types.ModuleType('stepalign.cli.table')\n"
+        "module.find_command = lambda name: Command(name, 'tools', 'stub', lambda parser: None, run)\n"
+        "module.overview = str\n"
+        "sys.modules['stepalign.cli.table'] = module"
     )
 
 
 def test_what_is_caught_is_caught_before_a_library_is_loaded() -> None:
     """So that ctrl-C in the seconds of loading is no traceback."""
-    body = "assert not {'torch', 'rich', 'tyro'} & set(sys.modules); return 0"
+    body = "assert not {'torch', 'rich', 'yaml'} & set(sys.modules); return 0"
     assert program("env", before=command(body)).returncode == 0
 
 
 @pytest.mark.usefixtures("signals_arrive")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_libraries_load_is_one_line(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("loading", "number", "said"),
+    [
+        ("stepalign.cli.table", signal.SIGINT, "give the same command again"),
+        ("torch", signal.SIGINT, "the same command resumes"),
+        ("torch", signal.SIGTERM, "the same command resumes"),
+    ],
+)
+def test_a_signal_while_libraries_load_is_one_line(loading: str, number: signal.Signals, said: str) -> None:
     before = (
-        "import os, sys, signal, types\n"
+        "import os, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name == 'tyro': os.kill(os.getpid(), {int(number)})\n"
+        f"        if name == {loading!r}: os.kill(os.getpid(), {int(number)})\n"
         "sys.meta_path.insert(0, Finder())"
     )
     done = program("train", "gradspo-miniature", before=before, stderr=subprocess.PIPE)
     assert done.returncode == 128 + number
-    assert done.stderr == f"stepalign: stopped by {number.name}; the same command resumes\n"
+    assert done.stderr == f"stepalign: stopped by {number.name}; {said}\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
-    code = command("print('x' * 100_000); return 0") + "\nfrom stepalign.cli import main\nsys.exit(main(['env']))"
+    code = command("print('x' * 100_000); return 0") + "\nfrom stepalign.cli.main import main\nsys.exit(main(['env']))"
     words = [sys.executable, "-c", code]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

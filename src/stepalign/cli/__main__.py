@@ -1,4 +1,4 @@
-"""`python -m stepalign.cli`, for `torchrun -m stepalign.cli train ...`."""
+"""`python -m stepalign.cli`, as `python -m stepalign`."""
 
 import sys
 

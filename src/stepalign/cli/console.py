@@ -1,6 +1,6 @@
-"""What a run shows on the terminal: its progress while it works, a table of scores when it is done.
+"""Terminal output: progress bars while a command works, tables of its scores when it is done.
 
-Names come from files of anybody, so nothing in them is read as rich's markup or reaches the terminal as a control
+Names come from untrusted files, so nothing in them is read as rich's markup or reaches the terminal as a control
 character.
 """
 
@@ -17,7 +17,7 @@ from stepalign.cli.progress_lines import ProgressLines
 from stepalign.support.errors import one_line
 
 PHASES = {"sample": "  sampling", "train": "  training", "evaluate": "evaluating", "prepare": "encoding rows"}
-PHASES |= {"inspect": "reading pictures", "score": "   scoring", "draw": "   drawing"}
+PHASES |= {"inspect": "reading images", "score": "   scoring", "draw": "generating"}
 
 
 def show_scores(summary: dict[str, Any], console: Console) -> None:
@@ -67,7 +67,7 @@ class RoundBars:
         self._progress.update(self._phase, description=description, completed=done, total=total)
 
     def round(self, row: dict[str, Any], total: int) -> None:
-        """Move the upper bar and show the round's judge score, or how a judge's training gets on."""
+        """Move the upper bar and show the round's judge score, or the loss of a judge's training."""
         self._progress.start()
         if "step" in row:
             self._loss += 0.02 * (row["loss"] - self._loss) if self._loss else row["loss"]
@@ -95,6 +95,18 @@ def show_accuracy(summary: dict[str, Any], console: Console) -> None:
         before, after = (f"{row[which]['accuracy']:.3f}" for which in ("start", "judge"))
         low, high = row["interval"]
         table.add_row(str(row["timestep"]), before, after, f"{row['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}")
+    console.print(table)
+
+
+def show_results(results: dict[str, Any], console: Console) -> None:
+    """The mean scores of a folder as a table."""
+    name = escape(one_line(results["name"]))
+    table = Table(title=f"{name}: {results['num_images']} images of {results['num_prompts']} prompts")
+    for heading in ("score", "mean", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for name, row in results["scores"].items():
+        interval = "–" if row["interval"] is None else f"{row['interval'][0]:.4f} to {row['interval'][1]:.4f}"
+        table.add_row(escape(one_line(name)), f"{row['mean']:.4f}", interval)
     console.print(table)
 
 

@@ -1,55 +1,60 @@
-"""The program `stepalign`: run a command, and answer whatever ends it with one line and an exit status.
+"""The program `stepalign`: run a command, and turn every error into one line and an exit status.
 
-Only what answers is imported here; the commands load libraries for seconds, and ctrl-C may come before they are there.
+Nothing is imported here but the reporting of errors, so that ctrl-C is answered while everything else is loaded.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from stepalign.support.errors import UsageError, prepare_output, report
+from stepalign.support.errors import MEMORY_ADVICE, UsageError, prepare_output, report
 from stepalign.support.stopping import Stopped, stop_on_signals
+
+if TYPE_CHECKING:
+    from stepalign.cli.command import Command
+
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+QUIET |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "DATASETS_VERBOSITY": "error"}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 1 for one that failed, 2 for one that makes no sense, 128 + n for
-    one that signal n stopped."""
+    """Run a command and return its exit status: 0; 1 for a failure; 2 for a command line that makes no sense; 128 + n
+    where signal n stopped it."""
     if argv is None and os.name == "posix" and sys.getfilesystemencoding() != "utf-8" and sys.executable:
         # Paths in our files are UTF-8, and only a new interpreter can look for files by it.
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "stepalign.cli", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", "-m", "stepalign", *sys.argv[1:]])
     words = list(sys.argv[1:] if argv is None else argv)
-    command, output = next(iter(words), ""), _output_of(words)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     prepare_output()
+    command: Command | None = None
+    output: Path | None = None
     try:
         with stop_on_signals():
             _refuse_broken_text(words)
-            from stepalign.cli.command_line import run_command
+            from stepalign.cli.table import find_command, overview
 
-            status = run_command(words)
+            if not words:
+                raise UsageError("a command is required; `stepalign --help` lists the commands")
+            if words[0] in ("-h", "--help"):
+                print(overview())
+                return 0
+            command = find_command(words[0])
+            arguments = command.parse(words[1:])
+            output = command.output(arguments)
+            status = command.run(arguments)
             sys.stdout.flush()
             return status
     except (Exception, KeyboardInterrupt, Stopped) as error:
-        return report(error, command=command, output=output)
-
-
-def _output_of(words: list[str]) -> Path | None:
-    """The directory that a command line names, which its command may not have understood yet."""
-    for word, following in pairwise([*words, ""]):
-        if word == "--output" and following:
-            return Path(following)
-        if word.startswith("--output="):
-            return Path(word.removeprefix("--output="))
-    match words:
-        case ["demo", *_]:
-            return Path("runs/demo")
-        case ["train" | "train-judge" | "sweep", str(name), *_]:
-            return Path("runs") / Path(name).stem
-        case ["evaluate", str(name), *_] | ["plot", "gains", str(name), *_]:
-            return Path(name)
-    return None
+        return report(
+            error,
+            output=output,
+            resumable=command is not None and command.resumable,
+            memory_advice=MEMORY_ADVICE if command is None else command.memory_advice,
+        )
 
 
 def _refuse_broken_text(words: list[str]) -> None:

@@ -23,7 +23,8 @@ MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
 """Files that tell a directory of ours: only there, or in the system's temporary folder, a traceback is written."""
 LONGEST = 1200
 """Characters of a line; a prompt or a list of tensors may be of any length."""
-RESUMABLE = ("demo", "train", "train-judge", "generate", "evaluate", "sweep")
+MEMORY_ADVICE = "free some, or use a machine with more of it"
+"""Advice where a command has no settings that lower its use of memory."""
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|unable to mmap|bad_alloc|"
     r"can't start new thread|ALLOC_FAILED|os error 12\b|failed to allocate",
@@ -41,34 +42,23 @@ LOST_PROCESS = re.compile(
 )
 UNSAFE_ADVICE = re.compile(r"Weights only load failed.*", re.DOTALL)
 """torch recommends to run what a file holds."""
-TRAINING_MEMORY = (
-    "--base.max_batch 1, a smaller --training.train_batch, --training.sample_batch, --judge.max_batch or "
-    "--evaluation.batch_size, --base.gradient_checkpointing true, or a smaller --base.resolution"
-)
-DRAWING_MEMORY = "a smaller --batch_size, --base.max_batch 1 or a smaller --base.resolution"
-MEMORY_ADVICE = {
-    "demo": "free some",
-    "train": TRAINING_MEMORY,
-    "sweep": TRAINING_MEMORY.replace("--", "") + ", as `changes` in its file",
-    "train-judge": (
-        "--base.max_batch 1, a smaller --training.micro_batch, --data.encode_batch or --evaluation.batch_size, "
-        "--training.gradient_checkpointing true, or a smaller --base.resolution"
-    ),
-    "generate": DRAWING_MEMORY,
-    "evaluate": f"a smaller --scoring-batch; with --model, {DRAWING_MEMORY}",
-    "plot": "a smaller base.max_batch in the run's recipe, or fewer --num-prompts",
-}
 
 
 class UsageError(Exception):
     """A command line that names no command, or words that no command takes."""
 
 
-def report(error: BaseException, *, command: str, output: Path | None) -> int:
-    """Print the one line that a user needs and return the exit status; only an unexpected error writes a file."""
+def report(
+    error: BaseException, *, output: Path | None, resumable: bool = False, memory_advice: str = MEMORY_ADVICE
+) -> int:
+    """Print the one line that a user needs and return the exit status; only an unexpected error writes a file.
+
+    `output` is the command's directory, `resumable` states whether the same command continues what it left there.
+    """
     if isinstance(error, BrokenPipeError):
         return _broken_pipe()
-    line, status = _explain(error, command, output)
+    again = "the same command resumes" if resumable else "give the same command again"
+    line, status = _explain(error, output, again, memory_advice)
     if line is None:
         place = _write_traceback(error, output)
         where = f"the traceback is in {place}" if place else "its traceback could not be written"
@@ -103,22 +93,21 @@ def prepare_output() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def _explain(error: BaseException, command: str, output: Path | None) -> tuple[str | None, int]:
-    """The line for what is expected to go wrong, None for the rest, and the status."""
+def _explain(error: BaseException, output: Path | None, again: str, memory_advice: str) -> tuple[str | None, int]:
+    """The line for an error that can be expected, None for any other, and the exit status."""
     if isinstance(error, UsageError):
         return str(error), 2
     if isinstance(error, Stopped):
-        return _stopped(str(error), error.saved, command), error.status
+        return "; ".join(filter(None, (str(error), error.saved, again))), error.status
     if isinstance(error, KeyboardInterrupt):
-        return _stopped("stopped", "", command), 130
+        return f"stopped; {again}", 130
     for cause in _causes(error):  # also below a message that blames the file which was being read
         if _is_out_of_memory(cause):
-            advice = MEMORY_ADVICE.get(command, "free some, or use a machine with more of it")
-            return f"memory ran out ({_first_line(cause)}); try {advice}", 1
+            return f"memory ran out ({_first_line(cause)}); try {memory_advice}", 1
         if _is_disk_full(cause):
-            return _disk_full(cause, command, output), 1
+            return f"{_disk_full(cause, output)}; free some; {again}", 1
     if _lost_process(error):
-        return f"another process of this command ended ({_first_line(error)}){_again(command)}", 1
+        return f"another process of this command ended ({_first_line(error)}); {again}", 1
     if isinstance(error, RecursionError):
         return f"something that was read is nested too deeply ({_first_line(error)})", 1
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
@@ -161,22 +150,14 @@ def _lost_process(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(LOST_PROCESS.search(f"{type(error).__name__} {error}"))
 
 
-def _disk_full(error: BaseException, command: str, output: Path | None) -> str:
+def _disk_full(error: BaseException, output: Path | None) -> str:
     name = error.filename if isinstance(error, OSError) else None
     free = ""
     if output is not None:
         with suppress(OSError):
             place = next(path for path in (output, *output.absolute().parents) if path.is_dir())
             free = f", {shutil.disk_usage(place).free / 1e6:,.0f} MB are free at {place}"
-    return f"cannot write {name or 'a file'}: no space left on the disk{free}; free some{_again(command)}"
-
-
-def _stopped(what: str, saved: str, command: str) -> str:
-    return f"{what}{saved and f'; {saved}'}{_again(command)}"
-
-
-def _again(command: str) -> str:
-    return "; the same command resumes" if command in RESUMABLE else "; give the same command again"
+    return f"cannot write {name or 'a file'}: no space left on the disk{free}"
 
 
 def _first_line(error: BaseException) -> str:
