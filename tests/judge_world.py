@@ -1,14 +1,7 @@
-"""A world in which people prefer bright pictures to dark ones, for the tests of the judge's training.
-
-Nothing here needs diffusers, so that tests can start processes of their own quickly.
-"""
+"""A world in which people prefer bright pictures to dark ones, for the tests of the judge's training."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -200,7 +194,13 @@ class Work:
 
 
 def work(folder: Path, spm: Path) -> Work:
-    """Make pairs ready, of which one cannot be read and one has no label; score them, and train on them."""
+    """Make pairs ready in shards of three, one unreadable and one without a label; score them, and train on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared, "SHARD_ROWS", 3)
+        return _work(folder, spm)
+
+
+def _work(folder: Path, spm: Path) -> Work:
     rows = bright_or_dark(14)
     rows[3] = replace(rows[3], images=(b"damaged", b"damaged"))
     rows[10] = replace(rows[10], label=None)
@@ -237,38 +237,3 @@ def work(folder: Path, spm: Path) -> Work:
         calls=dict(trainer.calls),
         alone=gradients_of_a_step(make_trainer(make_scorer(spm, dtype=torch.float64), pairs, batch_size=1))[1],
     )
-
-
-def work_together(num: int, folder: Path, spm: Path) -> list[Work]:
-    """That work shared by some processes; what each saw and ended with."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder), str(spm)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "CUDA_VISIBLE_DEVICES": ""},
-        )
-        for rank in range(num)
-    ]
-    try:
-        assert [process.wait(120) for process in started] == [0] * num
-    finally:
-        for process in started:
-            process.kill()
-    return [Work(**torch.load(folder / f"{rank}.pt")) for rank in range(num)]
-
-
-def main(folder: Path, spm: Path) -> None:
-    """What each of those processes runs."""
-    torch.set_num_threads(1)
-    prepared.SHARD_ROWS = 3
-    torch.save(vars(work(folder, spm)), folder / f"{processes().process_index}.pt")
-    processes().wait_for_everyone()
-    os._exit(0)  # gloo's threads now and then abort an ordinary end
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,17 +1,9 @@
-"""A world one can see through: Gaussian data, a policy that can only shift it, a judge that likes it bright.
-
-Nothing here needs diffusers, so that tests can start processes of their own quickly.
-"""
+"""A world one can see through: Gaussian data, a policy that can only shift it, a judge that likes it bright."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,45 +154,16 @@ class PairRecorder:
         return Stepwise()(policy, sampler, batch)
 
 
-def run_processes(num: int, folder: Path) -> None:
-    """Two rounds of this world on that many processes; each writes what it saw and ended with."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(num)
-    ]
-    try:
-        assert [process.wait(60) for process in processes] == [0] * num
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def main(folder: str) -> None:
-    """What each of those processes runs."""
-    torch.set_num_threads(1)
+def shared_rounds() -> dict[str, Any]:
+    """Two rounds of this world by the processes that share them: the comparisons a process saw, and its end."""
     policy = ShiftPolicy()
     recorder = PairRecorder(policy)
     trainer = make_trainer(policy=policy, judge=BrightnessJudge(20.0), objective=recorder, min_gap=0.3)
     rows = [trainer.round() for _ in range(2)]
-    result = {
+    return {
         "updates": recorder.updates,
         "adapter": policy.adapter["shift"].detach(),
         "ema": policy.ema["shift"],
         "calls": dict(trainer.calls),
         "rows": rows,
     }
-    torch.save(result, f"{folder}/{trainer.processes.process_index}.pt")
-    trainer.processes.wait_for_everyone()
-    os._exit(0)  # gloo's threads now and then abort an ordinary end
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

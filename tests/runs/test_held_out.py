@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from guarded import parts_of, recipe_of
-from measured import CASES, PROMPTS, World, found_together
+from measured import CASES, PROMPTS, World, measure_cases
+from ranks import in_ranks
 
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import Purpose
@@ -41,7 +42,7 @@ def whole() -> Generated:
 
 @pytest.fixture(scope="module")
 def shares(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
-    return found_together(2, tmp_path_factory.mktemp("shares"))
+    return in_ranks(2, tmp_path_factory.mktemp("shares") / "two", measure_cases)
 
 
 # Rows

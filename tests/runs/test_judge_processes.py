@@ -7,21 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from judge_world import Work, make_scorer, work, work_together
-
-from stepalign.data import prepared
+from judge_world import Work, make_scorer, work
+from ranks import in_ranks
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_spm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Work:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepared, "SHARD_ROWS", 3)
-        return work(tmp_path_factory.mktemp("one"), tiny_spm_folder)
+    return work(tmp_path_factory.mktemp("one"), tiny_spm_folder)
 
 
 @pytest.fixture(scope="module")
 def shares(tiny_spm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Work]:
-    return work_together(2, tmp_path_factory.mktemp("world") / "two", tiny_spm_folder)
+    folder = tmp_path_factory.mktemp("world") / "two"
+    return in_ranks(2, folder, work, folder, tiny_spm_folder)
 
 
 def test_processes_share_the_encoding_and_find_the_same_pairs(alone: Work, shares: list[Work]) -> None:

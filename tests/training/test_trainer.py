@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from conftest import copied_policy
+from ranks import in_ranks
 from torch import Tensor
 from worlds import (
     LATENT_SHAPE,
@@ -21,7 +22,7 @@ from worlds import (
     assert_same,
     encode,
     make_trainer,
-    run_processes,
+    shared_rounds,
 )
 
 from stepalign.core.choices import Pairing
@@ -268,10 +269,7 @@ def test_a_state_stays_what_it_was_while_the_run_goes_on() -> None:
 
 
 def test_processes_together_do_what_one_does_alone(tmp_path: Path) -> None:
-    run_processes(1, tmp_path / "one")
-    run_processes(2, tmp_path / "two")
-    alone = torch.load(tmp_path / "one/0.pt")
-    shares = [torch.load(tmp_path / f"two/{rank}.pt") for rank in range(2)]
+    alone, shares = shared_rounds(), in_ranks(2, tmp_path / "two", shared_rounds)
     assert sum(map(len, alone["updates"])) > 0
     for step, update in enumerate(alone["updates"]):
         assert sorted(shares[0]["updates"][step] + shares[1]["updates"][step]) == sorted(update)
