@@ -18,7 +18,7 @@ import torch
 import yaml
 from study import Run, load
 
-from stepalign.runs.sweep import Scores
+from stepalign.runs.sweep_results import Scores
 from stepalign.support.environment import timing_of
 from stepalign.support.statistics import paired_difference
 

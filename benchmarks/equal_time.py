@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stepalign.runs.assemble import Parts, assemble
 from stepalign.runs.held_out import measure
-from stepalign.runs.recipes import Recipe, load_recipe
+from stepalign.runs.recipes import load_recipe
 from stepalign.support.config import change
 from stepalign.support.environment import device_name, versions
 from stepalign.support.statistics import paired_difference
@@ -60,7 +60,7 @@ def main() -> None:
             recipe = change(change(start, shared), changes)
             parts = assemble(recipe)
             runs[name].append(train(parts, arguments.seconds))
-            scores[name].append(evaluate(recipe, parts))
+            scores[name].append(evaluate(parts))
             print(name, seed, runs[name][-1], flush=True)
     rows = {name: summarise(runs[name], scores[name], scores["one step"]) for name in VARIANTS}
     figures = {"recipe": start.name, "seconds": arguments.seconds, "seeds": arguments.seeds}
@@ -80,9 +80,9 @@ def train(parts: Parts, seconds: float) -> dict[str, Any]:
     return {"seconds": round(spent, 1), "rounds": trainer.num_rounds, "comparisons": trainer.num_comparisons}
 
 
-def evaluate(recipe: Recipe, parts: Parts) -> dict[str, Tensor]:
+def evaluate(parts: Parts) -> dict[str, Tensor]:
     """Every metric's gain, aligned less base, by held-out prompt."""
-    base, aligned = (measure(recipe, parts, role) for role in ("reference", recipe.export))
+    base, aligned = (measure(parts, role) for role in ("reference", parts.recipe.export))
     return {name: aligned.scores[name].double() - base.scores[name].double() for name in base.scores}
 
 

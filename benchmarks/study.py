@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepalign.runs.results import SCORES
-from stepalign.runs.run_directory import SUMMARY
-from stepalign.runs.sweep import Scores, Sweep, directory, load_sweep
+from stepalign.reports.summaries import SUMMARY
+from stepalign.runs.held_out_rows import SCORES
+from stepalign.runs.sweep_file import Sweep, directory, load_sweep
+from stepalign.runs.sweep_results import Scores
 from stepalign.support.files import write_text
 from stepalign.support.json_text import to_json
 from stepalign.support.statistics import cluster_means, clusters_of

@@ -23,6 +23,7 @@ from stepalign.runs.assemble import GuardPrompts, Parts
 from stepalign.runs.held_out import measure
 from stepalign.runs.recipes import Recipe, load_recipe
 from stepalign.support.config import change
+from stepalign.support.files import load_state
 from stepalign.support.watcher import NullWatcher
 from stepalign.training.held_out_scores import Generated
 
@@ -85,12 +86,12 @@ def parts_of(model: BaseModel, recipe: Recipe, *, wrap: Any = None, **training: 
     held_out = split_captions()[1][:NUM_PROMPTS]
     first = held_out[: recipe.guard.num_prompts]
     watched = GuardPrompts(first, first, evaluated=True)
-    return Parts(model, policy, trainer.sampler, judge, trainer, held_out, oracles, {}, {}, {}, watched)
+    return Parts(recipe, model, policy, trainer.sampler, judge, trainer, held_out, oracles, {}, {}, {}, watched)
 
 
-def scripted(recipe: Recipe, parts: Parts, role: Any, **given: Any) -> Generated:
+def scripted(parts: Parts, role: Any, **given: Any) -> Generated:
     """The measurement, with the scores of the script; the reference has those of round 0."""
-    found = measure(recipe, parts, role, **given)
+    found = measure(parts, role, **given)
     spread = torch.arange(len(given["prompts"])) / 8
     now = 0 if role == "reference" else parts.trainer.num_rounds
     return Generated(found.images, {name: SCRIPT[name][now] + spread for name in found.scores})
@@ -102,7 +103,7 @@ def toy_runs(model: BaseModel, **given: Any) -> Iterator[None]:
     model = replace(model, latent_shape=(4, 4, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "assemble", lambda recipe: parts_of(model, recipe, **given))
-        patch.setattr(job, "follow", lambda *_: [])
+        patch.setattr(job, "candidates_along", lambda *_: [])
         patch.setattr(job, "write_report", lambda *_, **__: None)
         patch.setattr(guard, "measure", scripted)
         yield
@@ -124,7 +125,8 @@ def without_work(summary: dict[str, Any]) -> dict[str, Any]:
 
 def saved(output: Path) -> dict[int, dict[str, Any]]:
     """The adapters in guard/ by round."""
-    return {int(path.stem[6:]): torch.load(path) for path in sorted((output / "guard").iterdir())}
+    found = {int(path.stem[6:]): load_state(path, guard.KeptAdapter) for path in sorted((output / "guard").iterdir())}
+    return {num: {"adapter": kept.adapter, "ema": kept.ema} for num, kept in found.items()}
 
 
 def interrupt(patch: pytest.MonkeyPatch, place: Any, name: str, call: int, *, after: bool = False) -> None:

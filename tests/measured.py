@@ -12,7 +12,7 @@ from worlds import BrightnessJudge, encode, make_sampler
 from stepalign.core.protocols import Denoiser
 from stepalign.runs.assemble import Parts
 from stepalign.runs.held_out import measure
-from stepalign.runs.recipes import load_recipe
+from stepalign.runs.recipes import Recipe, load_recipe
 from stepalign.support.config import change
 from stepalign.training.held_out_scores import Generated
 
@@ -37,7 +37,7 @@ class World:
         self.asked.append(prompts)
         return encode(prompts)
 
-    def parts(self) -> Parts:
+    def parts(self, recipe: Recipe | None = None) -> Parts:
         model = {
             "encode": self.encode,
             "decode": lambda x_0: 2 * torch.tanh(x_0),
@@ -45,6 +45,7 @@ class World:
             "device": torch.device("cpu"),
         }
         given = {
+            "recipe": recipe,
             "policy": self,
             "sampler": make_sampler(4),
             "judge": BrightnessJudge(),
@@ -65,7 +66,7 @@ def measure_cases() -> list[dict[str, Any]]:
     for num_prompts, num_kept in CASES:
         world, ticks = World([]), []
         generated: Generated = measure(
-            recipe, world.parts(), "policy", prompts=PROMPTS[:num_prompts], num_kept=num_kept, tick=ticks.append
+            world.parts(recipe), "policy", prompts=PROMPTS[:num_prompts], num_kept=num_kept, tick=ticks.append
         )
         results.append({"scores": generated.scores, "images": generated.images, "asked": world.asked, "ticks": ticks})
     return results

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from stepalign.runs.recipes import load_recipe
-from stepalign.runs.sweep import load_sweep
+from stepalign.runs.sweep_file import load_sweep
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

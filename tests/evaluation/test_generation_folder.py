@@ -17,7 +17,11 @@ from stepalign.evaluation import generation as module
 from stepalign.evaluation.generation import generate_folder
 from stepalign.models.base import BaseModel
 from stepalign.runs.recipes import FrozenModel
+from stepalign.runs.run import Run
 from stepalign.support.claim import Claim
+from stepalign.support.watcher import NullWatcher
+
+FILES = ("images", "manifest.jsonl")
 
 
 @dataclass
@@ -146,7 +150,7 @@ def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: 
 def test_a_finished_folder_is_returned_from_anywhere_at_any_batch_size(
     finished: Path, tiny_sd_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_draw", nothing)
+    monkeypatch.setattr(module, "_generate", nothing)
     record = json.loads((finished / "generation.json").read_text())
     assert generate_folder(choose(tiny_sd_folder), PROMPTS, finished) == record
     monkeypatch.chdir(tiny_sd_folder.parent)
@@ -220,19 +224,20 @@ def test_processes_share_the_images_and_the_main_one_writes_the_manifest(
 ) -> None:
     """The other process does all of its work before the main one, which holds the lock and decides what is missing."""
     choice, listeners = choose(tiny_sd_folder), (Listener(), Listener())
+    run = Run(Claim(tmp_path, False), NullWatcher(), FILES)
     missing = [f"images/0000{p}-{n}.png" for p in range(3) for n in range(2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "processes", lambda: Process(1))
-        patch.setattr(module, "claim", lambda *_, **__: nullcontext(Claim(tmp_path, False)))
+        patch.setattr(module, "open_run", lambda *_, **__: nullcontext(run))
         patch.setattr("stepalign.support.claim.decided_by_main", lambda decide: None)
         patch.setattr(module, "decided_by_main", lambda decide: missing)
-        assert generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[1]) == {}
+        assert generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[1]) is None
     made = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert made == ["00000-1.png", "00001-1.png", "00002-1.png"]
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
     monkeypatch.setattr(module, "processes", lambda: Process(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "claim", lambda *_, **__: nullcontext(Claim(tmp_path, False)))
+        patch.setattr(module, "open_run", lambda *_, **__: nullcontext(run))
         patch.setattr("stepalign.support.claim.decided_by_main", lambda decide: None)
         patch.setattr(module, "decided_by_main", lambda decide: missing)
         record = generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[0])

@@ -20,9 +20,12 @@ from stepalign.evaluation.generation import Generation, generate_folder
 from stepalign.evaluation.generation_folder import finish_folder, images_to_generate
 from stepalign.models.base import BaseModel
 from stepalign.runs.recipes import FrozenModel
+from stepalign.runs.run import Run
+from stepalign.support.claim import Claim
 from stepalign.support.watcher import NullWatcher
 
 PROMPTS = ["a cat", "two boats"]
+FILES = ("images", "manifest.jsonl")
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
 
 
@@ -102,7 +105,7 @@ def test_images_of_other_content_are_refused_by_the_names_of_the_parts(
     folder: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the folder is finished or not, and with nothing changed in it."""
-    monkeypatch.setattr(module, "_draw", None)
+    monkeypatch.setattr(module, "_generate", None)
     for file in (UNET, VAE, "model/text_encoder/model.safetensors", "lora.safetensors"):
         scale_a_weight(elsewhere / file)
     edit(elsewhere / "model/scheduler/scheduler_config.json", "0.012", "0.013")
@@ -123,7 +126,7 @@ def test_images_of_other_content_are_refused_by_the_names_of_the_parts(
 def test_the_same_content_at_another_path_and_in_another_format_is_the_same(
     finished: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_draw", None)
+    monkeypatch.setattr(module, "_generate", None)
     torch.save(load_file(elsewhere / UNET), (elsewhere / UNET).with_suffix(".bin"))
     (elsewhere / UNET).unlink()
     before = contents(finished)
@@ -166,7 +169,7 @@ def test_what_a_damaged_file_of_a_finished_folder_costs(name: str, spoil: Callab
     images = [row.file for row in rows]
     assert files == {"files.json": images, "images/00001-0.png": images[1:]}.get(name, [])
     (folder / "images/00001-0.png").write_bytes(before["images/00001-0.png"])
-    finish_folder(folder, rows, json.loads(before["generation.json"]))
+    finish_folder(Run(Claim(folder, False), Notes(), FILES), rows, json.loads(before["generation.json"]))
     assert contents(folder) == before
 
 

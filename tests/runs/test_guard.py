@@ -15,7 +15,7 @@ from stepalign.runs.guard import style_columns
 from stepalign.runs.guard_rule import (
     ALPHA,
     CONFIRMING,
-    best_rows,
+    best_rounds,
     confirmed,
     describe,
     falls,
@@ -87,7 +87,7 @@ def test_style_describes_and_never_falls() -> None:
     base = {**BASE, "style: contrast": [9.0] * 4}
     assert falls(base, {**moved(), "style: contrast": [0.0] * 4}, level=0.05) == []
     assert watched_metrics(base) == ["hps", "reward"]
-    assert best_rows([{"round": 0, "scores": base}]).keys() == {"hps", "reward"}
+    assert best_rounds({0: base}).keys() == {"hps", "reward"}
 
 
 def test_an_alarm_in_words() -> None:
@@ -129,8 +129,8 @@ def test_few_healthy_runs_ever_alarm(other_prompts: bool) -> None:
 
 def test_of_equally_good_rounds_it_is_the_first() -> None:
     rows = [row(0, [2.0, 2.0], hps=[1.0, 3.0]), row(1, [1.0, 1.0], hps=[2.0, 2.0]), row(2, [0.0, 0.0], hps=[3.0, 1.0])]
-    assert best_rows(rows) == {"hps": rows[0]}
-    assert best_rows([]) == {}
+    assert best_rounds({row["round"]: row["scores"] for row in rows}) == {"hps": 0}
+    assert best_rounds({}) == {}
 
 
 # The prompts

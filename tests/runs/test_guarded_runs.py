@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def test_what_is_measured_is_what_the_run_would_export(
     parts, state = job.assemble(recipe), load_state(tmp_path / "run/checkpoint.pt", RunState)
     parts.policy.load(adapter=state.adapter, ema=state.ema)
     for row, role in zip(rows, ("reference", export), strict=True):
-        expected = measure(recipe, parts, role, prompts=parts.guard.prompts, purpose=Purpose.GUARD, key=(0,)).scores
+        expected = measure(parts, role, prompts=parts.guard.prompts, purpose=Purpose.GUARD, key=(0,)).scores
         for name in ("judge", "aesthetic", "alignment"):
             assert row["scores"][name] == pytest.approx(expected[name].tolist(), rel=1e-5)
     assert rows[0]["scores"]["judge"] != rows[1]["scores"]["judge"]
@@ -198,8 +199,8 @@ MOMENTS = {
     "after row 2": (guard, "write_text", 3, True),
     "before the adapter": (GuardWatch, "restore", 1, False),
     "after the adapter": (GuardWatch, "restore", 1, True),
-    "before checkpoint 2": (job, "save_state", 2, False),
-    "after checkpoint 2": (job, "save_state", 2, True),
+    "before checkpoint 2": (job, "save_run", 2, False),
+    "after checkpoint 2": (job, "save_run", 2, True),
     "before the evaluation": (job, "evaluate_run", 1, False),
     "after the evaluation": (job, "evaluate_run", 1, True),
 }
@@ -288,6 +289,7 @@ def test_rows_after_the_last_checkpoint_are_forgotten(
     parts = parts_of(tiny_sd, recipe_of())
     for num_rounds, rounds, over in ((1, [0, 1], False), (2, [0, 1, 2], True)):
         parts.trainer.num_rounds = num_rounds
-        watch = GuardWatch(recipe_of(), parts, tmp_path, NullWatcher())
+        watch = GuardWatch(parts, tmp_path, NullWatcher())
         assert ([row["round"] for row in watch.rows], watch.stopped) == (rounds, over)
-    assert not GuardWatch(recipe_of(guard={"action": "warn"}), parts, tmp_path, NullWatcher()).stopped
+    warned = replace(parts, recipe=recipe_of(guard={"action": "warn"}))
+    assert not GuardWatch(warned, tmp_path, NullWatcher()).stopped

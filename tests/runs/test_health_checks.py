@@ -41,7 +41,7 @@ def parts(tiny_sd: BaseModel, recipe: Recipe) -> Parts:
 def checked(recipe: Recipe, parts: Parts) -> tuple[list[str], list[dict[str, Any]]]:
     """The notes and the signs of the checks before the first round."""
     notes = Notes()
-    return notes.notes, start_health(recipe, parts, [], notes).summary()
+    return notes.notes, start_health(replace(parts, recipe=recipe), [], notes).summary()
 
 
 # Before the first round
@@ -144,7 +144,7 @@ def ended(recipe: Recipe, parts: Parts, *, weights: float, num_failures: int = 0
             tensor.fill_(weights)
     parts.trainer.updater.num_updates, parts.trainer.updater.num_failures = 3, num_failures
     health = HealthWatch(Watch(), [], lambda _: None)
-    return check_end(recipe, parts, health), [sign["name"] for sign in health.summary()]
+    return check_end(replace(parts, recipe=recipe), health), [sign["name"] for sign in health.summary()]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_a_run_is_measured_by_its_judge_and_metrics_in_the_role_asked_for(role: 
         for tensor in weights.values():
             tensor.data += move
     ticks: list[int] = []
-    found = measure(recipe, parts, role, prompts=parts.held_out[:2], num_kept=1, tick=ticks.append)
+    found = measure(parts, role, prompts=parts.held_out[:2], num_kept=1, tick=ticks.append)
     expected = generate(
         parts.policy.denoiser(role),
         DDIM(parts.sampler.schedule, eta=0.0),
@@ -141,7 +141,7 @@ def test_a_run_is_measured_by_its_judge_and_metrics_in_the_role_asked_for(role: 
     assert torch.equal(found.images[0], expected.images[0])
     assert ticks == [2]
     assert parts.policy.calls.keys() == {role}
-    assert len(measure(recipe, parts, role).scores["judge"]) == len(parts.held_out) == 3
+    assert len(measure(parts, role).scores["judge"]) == len(parts.held_out) == 3
 
 
 def test_held_out_images_take_the_noise_of_the_evaluation_not_of_training(tiny_sd: BaseModel) -> None:
@@ -150,10 +150,10 @@ def test_held_out_images_take_the_noise_of_the_evaluation_not_of_training(tiny_s
     parts = parts_of(tiny_sd, recipe)
     assert recipe.base.eta == parts.sampler.eta == 1
     assert Generation("sdxl").eta == recipe.evaluation.eta == 0
-    found = measure(recipe, parts, "policy").scores["judge"]
-    noisy = measure(recipe_of(evaluation={"eta": 1.0}), parts, "policy").scores["judge"]
+    found = measure(parts, "policy").scores["judge"]
+    noisy = measure(replace(parts, recipe=recipe_of(evaluation={"eta": 1.0})), "policy").scores["judge"]
     elsewhere = replace(parts, sampler=DDIM(parts.sampler.schedule, eta=0.25))
-    assert torch.equal(measure(recipe, elsewhere, "policy").scores["judge"], found)
+    assert torch.equal(measure(elsewhere, "policy").scores["judge"], found)
     assert not torch.allclose(noisy, found, atol=1e-3)
 
 
@@ -161,16 +161,16 @@ def test_the_noise_of_a_guard_is_none_of_the_evaluations(tiny_sd: BaseModel) -> 
     recipe = recipe_of()
     parts = parts_of(tiny_sd, recipe)
     noises = [{}, {"purpose": Purpose.GUARD, "key": (0,)}, {"purpose": Purpose.GUARD, "key": (4,)}]
-    found = torch.stack([measure(recipe, parts, "policy", **noise).scores["judge"] for noise in noises])
+    found = torch.stack([measure(parts, "policy", **noise).scores["judge"] for noise in noises])
     assert torch.pdist(found).min() > 1e-2
-    assert torch.equal(measure(recipe, parts, "reference", **noises[1]).scores["judge"], found[1]), "before training"
+    assert torch.equal(measure(parts, "reference", **noises[1]).scores["judge"], found[1]), "before training"
 
 
 def test_scorers_of_a_recipe_are_metrics_beside_its_oracles() -> None:
     changes = {"num_prompts": 2, "scorers": [f"pickscore={PICKSCORE}"], "oracles": ["alignment"], "batch_size": 2}
     recipe = change(load_recipe("gradspo-miniature"), {"base": {"num_steps": 2}, "evaluation": changes})
     parts = assemble(recipe)
-    found = measure(recipe, parts, "reference", num_kept=2)
+    found = measure(parts, "reference", num_kept=2)
     assert [*found.scores] == ["judge", "alignment", "pickscore"]
     images = torch.stack(found.images)
     assert torch.equal(found.scores["alignment"], oracles.alignment(images, parts.held_out))

@@ -19,7 +19,8 @@ from stepalign import miniature
 from stepalign.runs.gains import measure_gains
 from stepalign.runs.judge_job import run_judge
 from stepalign.runs.recipes import Recipe, load_recipe
-from stepalign.runs.sweep import directory, load_sweep, run_sweep
+from stepalign.runs.sweep import run_sweep
+from stepalign.runs.sweep_file import directory, load_sweep
 from stepalign.support.config import change
 
 
@@ -143,7 +144,10 @@ def test_a_sweep_takes_no_finished_run_of_other_content(tmp_path: Path, monkeypa
     assert read == ["spo-miniature"]
     identity = identity | {"judge.weights": "ef"}
     name = directory(sweep.tables["k"]["k = 4"], 0)
-    with pytest.raises(ValueError, match=rf"^judge\.weights \(ab then, ef now\): not what .*{name} was run with"):
+    with pytest.raises(
+        ValueError,
+        match=rf"sweep failed: k = 4, seed 0 .judge\.weights \(ab then, ef now\): not what .*{name} was run",
+    ):
         run_sweep(sweep, tmp_path / "out")
 
 

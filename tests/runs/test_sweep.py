@@ -12,7 +12,9 @@ import yaml
 
 from stepalign.cli.main import main
 from stepalign.runs.recipes import RECIPES, Recipe
-from stepalign.runs.sweep import collect, directory, load_sweep, run_sweep
+from stepalign.runs.sweep import run_sweep
+from stepalign.runs.sweep_file import directory, load_sweep
+from stepalign.runs.sweep_results import collect_results
 from stepalign.support.watcher import NullWatcher
 
 FILE: dict[str, Any] = {
@@ -122,7 +124,7 @@ def test_gains_are_averaged_over_seeds_and_compared_with_the_first_row(
 def test_a_sweep_in_the_making_says_what_is_missing(tmp_path: Path, ran: list[tuple[Recipe, Path]]) -> None:
     sweep = load_sweep(written(tmp_path))
     run_sweep(sweep, tmp_path / "runs", share=(1, 6))
-    rows = [row for table in collect(sweep, tmp_path / "runs").values() for row in table]
+    rows = [row for table in collect_results(sweep, tmp_path / "runs", {}).values() for row in table]
     assert [row["missing"] for row in rows] == [1, 2, 1, 2]
     assert [bool(row["scores"]) for row in rows] == [True, False, True, False]
     assert "| best | 0 | – | – | 0.0 |" in (tmp_path / "runs/sweep.md").read_text()

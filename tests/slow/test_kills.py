@@ -12,7 +12,8 @@ import torch
 from forked import Death, End, deaths, run
 from holds import note_figure
 
-from stepalign.support.claim import LEFTOVER, LOCK, MARKER
+from stepalign.support.claim import LEFTOVER, LOCK
+from stepalign.support.marker import MARKER
 
 NUM = 25
 TINY = "--base.num_steps 4 --branching.num_candidates 2 --training.prompts_per_round 3 --training.sample_batch 3"

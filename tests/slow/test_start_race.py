@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from holds import note_figure
 
-from stepalign.support.claim import MARKER, Owner, claim
+from stepalign.support.claim import claim
+from stepalign.support.marker import MARKER, Owner
 
 NUM_STARTS, NUM_RANKS = 30, 8
 

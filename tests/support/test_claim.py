@@ -13,14 +13,15 @@ import pytest
 from filelock import FileLock
 
 from stepalign.support import claim as claiming
-from stepalign.support.claim import LOCK, MARKER, Claim, Owner, claim, marker_of
+from stepalign.support.claim import LOCK, Claim, claim
+from stepalign.support.marker import MARKER, Owner, marker_of
 
 OWNER = Owner("train", {"seed": 0, "training": {"rate": 0.1}}, {"seed": 0, "training": {"rate": 1.0}, "clip": None})
 
 
 def begun(output: Path, owner: Owner = OWNER, notes: list[str] | None = None) -> Claim:
     """A claim of a directory that was given back, after some work."""
-    with claim(output, owner, tell=(notes if notes is not None else []).append) as claimed:
+    with claim(output, owner, note=(notes if notes is not None else []).append) as claimed:
         (output / "work.txt").write_text("work")
     return claimed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser, *, required: bool) -> 
     parser.add_argument("--prompt-folder", type=Path, default=None, help="folder of downloaded prompt files")
 
 
-def generate_images(arguments: argparse.Namespace, output: Path) -> dict[str, Any]:
+def generate_images(arguments: argparse.Namespace, output: Path) -> Mapping[str, Any] | None:
     """Generate images of the chosen prompts into a folder and return its record, on the process that has it."""
     from stepalign.cli.console import progress_bars
     from stepalign.data.prompt_sets import load_prompt_set

@@ -34,7 +34,7 @@ def run_plot(arguments: argparse.Namespace) -> int:
 def plot_gains(arguments: argparse.Namespace) -> Path:
     """Measure and plot the gain of a run at every timestep."""
     from stepalign.cli.console import progress_bars
-    from stepalign.runs.gains import PICTURE, measure_gains
+    from stepalign.runs.gains import FIGURE, measure_gains
 
     with progress_bars(rounds=False) as bars:
         measure_gains(
@@ -42,7 +42,7 @@ def plot_gains(arguments: argparse.Namespace) -> Path:
             num_prompts=arguments.num_prompts,
             tick=lambda done, total: bars.phase("evaluate", done, total),
         )
-    return arguments.run / PICTURE
+    return arguments.run / FIGURE
 
 
 def plot_weights(arguments: argparse.Namespace) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def default_output(name: str) -> Path:
     return Path("runs") / name
 
 
-def finish(summary: dict[str, Any], output: Path, show: Callable[..., None]) -> int:
+def finish(summary: Mapping[str, Any] | None, output: Path, show: Callable[..., None]) -> int:
     """Show a run's results, on the process that has them."""
     from rich.console import Console
 

@@ -22,20 +22,21 @@ def output_of(arguments: argparse.Namespace) -> Path:
     return arguments.output or Path("runs") / arguments.file.stem
 
 
-def run_sweep(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run a sweep, or this machine's share of it, and write the page that compares its runs."""
     from stepalign.cli.console import progress_bars, quieten
 
     quieten()
-    from stepalign.runs import sweep
+    from stepalign.runs.sweep import PAGE, run_sweep
+    from stepalign.runs.sweep_file import load_sweep
 
     part, slash, parts = arguments.share.partition("/")
     if not (slash and part.isdecimal() and parts.isdecimal()):
         raise ValueError(f"share must be i/n, such as 1/4, got {arguments.share!r}")
-    plan, output = sweep.load_sweep(arguments.file), output_of(arguments)
+    plan, output = load_sweep(arguments.file), output_of(arguments)
     with progress_bars() as bars:
-        sweep.run_sweep(plan, output, only=arguments.only, share=(int(part), int(parts)), watcher=bars)
-    print(output / sweep.PAGE)
+        run_sweep(plan, output, only=arguments.only, share=(int(part), int(parts)), watcher=bars)
+    print(output / PAGE)
     return 0
 
 
@@ -44,7 +45,7 @@ SWEEP = Command(
     "align",
     "train recipes at several seeds and compare them",
     add_arguments,
-    run_sweep,
+    run,
     output=output_of,
     resumable=True,
     memory_advice=f"{MEMORY.replace('--', '')}, as `changes` in its file",

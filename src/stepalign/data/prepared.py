@@ -25,9 +25,10 @@ from torch import Tensor
 from stepalign.core.batch import Conditioning, LatentPairs
 from stepalign.data.pairs import BadRow, ImagePair, PairSource, RawPair, TooManyBadRows, read, to_tensor
 from stepalign.data.shards import is_whole, read_rows, save_shard, shard_columns, shard_path, shards_of
-from stepalign.support.claim import LOCK, Note, remove_leftovers
+from stepalign.support.claim import LOCK, remove_leftovers
 from stepalign.support.files import write_text
 from stepalign.support.finite import NotFinite, check_finite
+from stepalign.support.marker import Note
 from stepalign.support.parallel import decided_by_main, processes
 
 SHARD_ROWS = 256

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TypedDict
 
 from stepalign.support.watcher import Watcher
 
@@ -11,9 +11,14 @@ Reader = Callable[[list[str]], int]
 """A text encoder, as the number of given prompts that it cuts."""
 
 
-def count_cut(
-    readers: Mapping[str, Reader], prompts: list[str], watcher: Watcher, *, which: str = ""
-) -> dict[str, Any]:
+class PromptsCut(TypedDict):
+    """How many of a set of distinct prompts each text encoder cuts."""
+
+    num_prompts: int
+    cut: dict[str, int]
+
+
+def count_cut(readers: Mapping[str, Reader], prompts: list[str], watcher: Watcher, *, which: str = "") -> PromptsCut:
     """How many of the distinct prompts each reader cuts, and of how many; a note for each that cuts any.
 
     `which` prompts they are, for the note: "training".
@@ -26,7 +31,7 @@ def count_cut(
     return {"num_prompts": len(distinct), "cut": cut}
 
 
-def all_cut_words(counts: Mapping[str, Any]) -> list[str]:
+def all_cut_words(counts: Mapping[str, PromptsCut]) -> list[str]:
     """A summary's `prompts_cut` for people: a sentence for each reader that cuts any of each set of prompts."""
     return [
         cut_words(reader, num, found["num_prompts"], which=which)

@@ -6,7 +6,6 @@ Everything is paired: the images of a prompt are averaged first, intervals and p
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,11 @@ from stepalign.evaluation.folders import (
 )
 from stepalign.evaluation.ranking import Strength, rank
 from stepalign.reports.comparison import ComparedPrompt, comparison_markdown, write_comparison_report
-from stepalign.support.claim import Owner, claim
+from stepalign.runs.run import open_run
 from stepalign.support.config import require
-from stepalign.support.file_record import record_files
 from stepalign.support.files import write_text
+from stepalign.support.json_text import to_json
+from stepalign.support.marker import Owner
 from stepalign.support.shares import win_rate
 from stepalign.support.statistics import (
     cluster_means,
@@ -42,6 +42,7 @@ from stepalign.support.statistics import (
     paired_difference,
     sign_flip_p_value,
 )
+from stepalign.support.watcher import NullWatcher
 
 COMPARISON, TABLE, REPORT = "comparison.json", "comparison.md", "report.html"
 
@@ -185,11 +186,10 @@ def write_comparison(comparison: Comparison, output: Path) -> None:
     """Write a comparison's numbers as JSON and Markdown, and its page with the pictures, into a folder."""
     owner = Owner("compare", {}, legacy=lambda output: {} if (output / COMPARISON).is_file() else None)
     summary = comparison.summary()
-    with claim(output, owner):
-        write_text(output / COMPARISON, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with open_run(output, owner, files=(TABLE, REPORT), watcher=NullWatcher()) as run:
         write_text(output / TABLE, comparison_markdown(summary))
         write_comparison_report(output / REPORT, summary=summary, prompts=comparison.prompts)
-        record_files(output, (COMPARISON, TABLE, REPORT))
+        run.finish(COMPARISON, to_json(summary, indent=2, ensure_ascii=False) + "\n")
 
 
 def _mean(values: np.ndarray) -> Mean:

@@ -1,4 +1,4 @@
-"""Images of prompts, generated into a folder that says how; its files are listed in `generation_folder.py`."""
+"""Generation of images of prompts into a folder; its files are listed in `generation_folder.py`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from torch import Tensor
 
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.data.manifest import ImageRow
+from stepalign.data.manifest import MANIFEST, ImageRow
 from stepalign.data.prompts_cut import count_cut
 from stepalign.evaluation.generation_folder import (
     IMAGES,
+    GenerationRecord,
     finish_folder,
     folder_owner,
     images_to_generate,
@@ -35,9 +36,9 @@ from stepalign.models.unet import replace_unet
 from stepalign.runs.assemble import base_model, guided_network, precision_of
 from stepalign.runs.checks import check_base, check_folder, check_prompts, is_miniature, notes_on_prompts
 from stepalign.runs.recipes import FrozenModel, local_path
+from stepalign.runs.run import open_run
 from stepalign.scorers.image_metric import to_pictures
 from stepalign.sources.rollout import sample
-from stepalign.support.claim import claim
 from stepalign.support.config import require, to_plain
 from stepalign.support.digests import Identity, hub_revision
 from stepalign.support.environment import device_name, versions
@@ -49,12 +50,12 @@ from stepalign.support.stopping import check_stop, finishing
 from stepalign.support.watcher import NullWatcher, Watcher
 
 BATCHES_ENCODED = 8
-"""How many batches' worth of prompts are encoded at once, and forgotten when they are drawn."""
+"""Batches of prompts that are encoded at once; their encodings are dropped when their images are generated."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What draws pictures, and how."""
+    """The model that generates images, and its sampling settings."""
 
     model: str
     """Diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
@@ -69,11 +70,11 @@ class Generation:
     unet: str | None = None
     """A fine-tuned UNet, a diffusers folder or hub id, in place of the model's own."""
     num_images: int = 1
-    """Pictures of every prompt."""
+    """Images of every prompt."""
     seed: int = 0
-    """Picture n of prompt p starts from the same noise at any batch size and for any model of this latent size."""
+    """Image n of prompt p starts from the same noise at any batch size and for any model of this latent size."""
     batch_size: int = 8
-    """Pictures drawn at once."""
+    """Images generated at once."""
 
     def __post_init__(self) -> None:
         require(bool(self.model), "model", repr(self.model), "a folder, a hub id, a file or miniature")
@@ -87,8 +88,8 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawing:
-    """What draws, loaded."""
+class _Loaded:
+    """Loaded model, guided network and sampler, with their digests."""
 
     model: BaseModel
     guided: GuidedNetwork
@@ -103,13 +104,13 @@ def generate_folder(
     *,
     categories: list[str] | None = None,
     watcher: Watcher | None = None,
-) -> dict[str, Any]:
-    """Draw pictures of prompts into a folder and return what generation.json says.
+) -> GenerationRecord | None:
+    """Generate images of prompts into a folder and return the content of generation.json, on the main process.
 
     Image n of prompt p comes from a generator of its own, so batch size, number of processes and interruptions change
     an image by rounding at most. The same call on an unfinished folder keeps the images that can be read and generates
-    the others; on a finished one it checks every file and makes only what is damaged or missing again. Several
-    processes share the images; those that are not the main one return an empty dict.
+    the others; on a finished one it checks every file and makes only damaged and missing ones again. Several processes
+    share the images; those other than the main one return None.
 
     Raises ValueError, before writing anything, when something cannot be loaded, a prompt is empty, another job is at
     work in the folder, or it holds images of other settings or of other content of a model, adapter or prompts, naming
@@ -121,49 +122,49 @@ def generate_folder(
     check_folder(choice.unet, "unet")
     rows = _rows(choice, prompts, categories)
     settings = _settings(choice, rows)
-    with claim(output, folder_owner(settings), tell=watcher.note) as claimed:
-        drawing = _load(choice)
-        claimed.identify(drawing.identity)
+    with open_run(output, folder_owner(settings), files=(IMAGES, MANIFEST), watcher=watcher) as run:
+        loaded = _load(choice)
+        run.identify(loaded.identity)
         files = decided_by_main(lambda: images_to_generate(output, rows, watcher.note))
         if files is None:
-            return (read_record(output) or {}) if processes().is_main_process else {}
+            return read_record(output) if processes().is_main_process else None
         start = time.perf_counter()
         foreign = notes_on_prompts(prompts) if is_miniature(choice.model) else []
         for note in filter(None, [weighting_note(prompts), *foreign]):
             watcher.note(note)
-        cut = count_cut(text_readers(drawing.model.pipeline), prompts, watcher)
+        cut = count_cut(text_readers(loaded.model.pipeline), prompts, watcher)
         missing = [row for row in rows if row.file in set(files)]
         with finishing():
-            _draw(choice, drawing, missing[processes().process_index :: processes().num_processes], output, watcher)
+            _generate(choice, loaded, missing[processes().process_index :: processes().num_processes], output, watcher)
         processes().wait_for_everyone()
         if not processes().is_main_process:
-            return {}
-        record = {
+            return None
+        record: GenerationRecord = {
             "settings": settings,
             "finished": True,
             "num_prompts": len(prompts),
             "num_pictures": len(rows),
-            "resolution": list(drawing.model.picture_size),
+            "resolution": list(loaded.model.picture_size),
             "prompts_cut": cut,
-            "identity": drawing.identity,
+            "identity": loaded.identity,
             "revisions": _revisions(choice),
             "versions": versions(),
             "timing": {
                 "seconds": round(time.perf_counter() - start, 1),
                 "num_kept": len(rows) - len(missing),
                 "num_processes": processes().num_processes,
-                "device": device_name(drawing.model.device),
+                "device": device_name(loaded.model.device),
             },
         }
-        return finish_folder(output, rows, record)
+        return finish_folder(run, rows, record)
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
-    """Decoded images with values in [-1, 1] as 8-bit pictures, clamped and rounded as diffusers does."""
+    """Decoded images with values in [-1, 1] as 8-bit images, clamped and rounded as diffusers does."""
     return to_pictures(images / 2 + 0.5)
 
 
-def _load(choice: Generation) -> _Drawing:
+def _load(choice: Generation) -> _Loaded:
     model = base_model(choice.model, choice.base)
     if choice.unet is not None:
         replace_unet(model, choice.unet)
@@ -171,7 +172,7 @@ def _load(choice: Generation) -> _Drawing:
     load_adapters(model, [split_scale(entry) for entry in choice.adapters])
     identity |= adapters_identity(model, len(choice.adapters))
     sampler = DDIM(model.schedule(choice.num_steps), eta=choice.eta)
-    return _Drawing(model, guided_network(model, choice.base), sampler, identity)
+    return _Loaded(model, guided_network(model, choice.base), sampler, identity)
 
 
 def _revisions(choice: Generation) -> dict[str, str]:
@@ -183,36 +184,36 @@ def _revisions(choice: Generation) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _draw(choice: Generation, drawing: _Drawing, rows: list[ImageRow], output: Path, watcher: Watcher) -> None:
-    """Draw the pictures of these rows, each written as soon as its batch is done."""
+def _generate(choice: Generation, loaded: _Loaded, rows: list[ImageRow], output: Path, watcher: Watcher) -> None:
+    """Generate the images of rows, each written as soon as its batch is done."""
     done = 0
     for chunk in _by_prompts(rows, BATCHES_ENCODED * choice.batch_size):
-        drawing.model.encode(list(dict.fromkeys(row.prompt for row in chunk)))
+        loaded.model.encode(list(dict.fromkeys(row.prompt for row in chunk)))
         for start in range(0, len(chunk), choice.batch_size):
             batch = chunk[start : start + choice.batch_size]
-            for row, picture in zip(batch, to_pixels(_decoded(choice, drawing, batch)), strict=True):
+            for row, image in zip(batch, to_pixels(_decoded(choice, loaded, batch)), strict=True):
                 with replacing(output / row.file) as temporary:
-                    picture.save(temporary, format="PNG")
+                    image.save(temporary, format="PNG")
             done += len(batch)
             watcher.phase("sample", done, len(rows))
             check_stop(f"{done} of {len(rows)} images are saved")
-        drawing.model.forget()
+        loaded.model.forget()
 
 
 def _by_prompts(rows: list[ImageRow], num: int) -> Iterator[list[ImageRow]]:
-    """Rows, sorted by prompt, in runs of so many prompts."""
-    places = {index: place for place, index in enumerate(dict.fromkeys(row.prompt_index for row in rows))}
-    for _, run in groupby(rows, key=lambda row: places[row.prompt_index] // num):
-        yield list(run)
+    """Rows, sorted by prompt, in groups of so many prompts."""
+    order = {index: number for number, index in enumerate(dict.fromkeys(row.prompt_index for row in rows))}
+    for _, group in groupby(rows, key=lambda row: order[row.prompt_index] // num):
+        yield list(group)
 
 
-def _decoded(choice: Generation, drawing: _Drawing, rows: list[ImageRow]) -> Float[Tensor, "b 3 h w"]:
-    """The decoded images of one batch; raises ValueError naming a picture that is not finite."""
-    model = drawing.model
+def _decoded(choice: Generation, loaded: _Loaded, rows: list[ImageRow]) -> Float[Tensor, "b 3 h w"]:
+    """The decoded images of one batch; raises ValueError naming an image that is not finite."""
+    model = loaded.model
     noise = PromptNoise([generator_for(choice.seed, Purpose.GENERATION, *row.key) for row in rows], device=model.device)
     cond = model.encode([row.prompt for row in rows])
     with _naming(rows):
-        x_0 = sample(drawing.guided, drawing.sampler, cond=cond, latent_shape=model.latent_shape, noise=noise)
+        x_0 = sample(loaded.guided, loaded.sampler, cond=cond, latent_shape=model.latent_shape, noise=noise)
     at_once = choice.base.max_batch or len(x_0)
     images = []
     for start in range(0, len(x_0), at_once):
@@ -250,7 +251,7 @@ def _rows(choice: Generation, prompts: list[str], categories: list[str] | None) 
 
 
 def _with_absolute_paths(choice: Generation) -> Generation:
-    """The choice with what it names on this machine named from the root, so that any directory will do."""
+    """The choice with absolute local paths, so that it is the same from any directory."""
 
     def absolute(name: str | None) -> str | None:
         return None if name is None else local_path(name)
@@ -260,7 +261,7 @@ def _with_absolute_paths(choice: Generation) -> Generation:
 
 
 def _settings(choice: Generation, rows: list[ImageRow]) -> dict[str, Any]:
-    """All that decides the pictures, as plain values; adapters by what their files hold."""
+    """All settings that decide the images, as plain values; adapters with digests of their files."""
     adapters = []
     for name, scale in map(split_scale, choice.adapters):
         adapters.append({"name": local_path(name), "scale": scale, "sha256": adapter_digest(name)})

@@ -1,26 +1,26 @@
-"""The folder of generated images: whom it belongs to, which images are still to be generated, and its record.
+"""The folder of generated images: its owner, the images still to be generated, and its record.
 
-stepalign.json    whose folder it is, written first (`claim.py`), with digests of what generates the images
+stepalign.json    the settings it belongs to, written first (`marker.py`), with digests of the model's parts
 images/           00012-0.png is image 0 of prompt 12
 manifest.jsonl    a row per image, once all are there; `manifest.py` reads it
 files.json        size and SHA-256 of images, manifest and record, checked when the command is given again
-generation.json   the settings, what generated the images and how long it took; written last
+generation.json   the settings, digests, versions and time of the generation; written last
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from stepalign.data.manifest import GENERATION, MANIFEST, ImageRow, write_manifest
-from stepalign.support.claim import Note, Owner
-from stepalign.support.digests import values_digest
+from stepalign.data.prompts_cut import PromptsCut
+from stepalign.runs.run import Run
+from stepalign.support.digests import Identity, values_digest
 from stepalign.support.file_record import FILE_RECORD, check_files, describe_damage, record_files
-from stepalign.support.files import write_text
 from stepalign.support.images import open_image
 from stepalign.support.json_text import to_json
+from stepalign.support.marker import Note, Owner
 from stepalign.support.parsing import parse_json, read_text
 
 IMAGES = "images"
@@ -32,8 +32,34 @@ SHOWN = 5
 """Damaged files that a note names."""
 
 
+class GenerationTiming(TypedDict):
+    """The part of a record that another generation of the same images does not repeat."""
+
+    seconds: float
+    num_kept: int
+    """Images that an earlier call had generated."""
+    num_processes: int
+    device: str
+
+
+class GenerationRecord(TypedDict):
+    """The content of generation.json."""
+
+    settings: dict[str, Any]
+    finished: bool
+    num_prompts: int
+    num_pictures: int
+    resolution: list[int]
+    prompts_cut: PromptsCut
+    identity: Identity
+    revisions: dict[str, str]
+    """Commits of the parts that come from the hub, by setting."""
+    versions: dict[str, str]
+    timing: GenerationTiming
+
+
 def folder_owner(settings: dict[str, Any]) -> Owner:
-    """The folder as that of these settings, the plain values of generation.json."""
+    """The owner of a folder: the settings that generate its images, the plain values of generation.json."""
 
     def legacy(output: Path) -> dict[str, Any] | None:
         found = read_record(output)
@@ -50,19 +76,19 @@ def folder_owner(settings: dict[str, Any]) -> Owner:
     )
 
 
-def read_record(output: Path) -> dict[str, Any] | None:
-    """What generation.json holds; None when it is not there or damaged."""
-    with suppress(OSError, ValueError):
+def read_record(output: Path) -> GenerationRecord | None:
+    """The content of generation.json; None when it is missing or damaged."""
+    with suppress(ValueError):
         found = parse_json(read_text(output / GENERATION, GENERATION), GENERATION)
         if isinstance(found, dict) and isinstance(found.get("settings"), dict):
-            return found
+            return cast(GenerationRecord, found)
     return None
 
 
-def images_to_generate(output: Path, rows: list[ImageRow], tell: Note) -> list[str] | None:
+def images_to_generate(output: Path, rows: list[ImageRow], note: Note) -> list[str] | None:
     """The files of images that are missing, damaged or cannot be read; None for a finished folder that is whole.
 
-    `tell` is told of what is damaged in a finished folder, and of images that an unfinished one has already.
+    `note` takes lines on damaged files of a finished folder, and on images that an unfinished one has already.
     """
     if not (output / FILE_RECORD).is_file():
         missing = [row.file for row in rows if not _readable(output / row.file)]
@@ -71,26 +97,26 @@ def images_to_generate(output: Path, rows: list[ImageRow], tell: Note) -> list[s
             record_files(output, (IMAGES, MANIFEST, GENERATION))  # of a version that kept no digests
             return None
         if len(missing) < len(rows):
-            tell(f"{len(rows) - len(missing)} of {len(rows)} images are there; generating the others")
+            note(f"{len(rows) - len(missing)} of {len(rows)} images are there; generating the others")
         return missing
     found = check_files(output)
     if not found:
         return None
     shown = describe_damage(dict(list(found.items())[:SHOWN]))
     more = f", and {len(found) - SHOWN} more are damaged or missing" if len(found) > SHOWN else ""
-    tell(f"in {output} {shown}{more}; made again")
+    note(f"in {output} {shown}{more}; made again")
     if FILE_RECORD in found:  # nothing says which images are as they were
         return [row.file for row in rows]
     return [row.file for row in rows if row.file in found]
 
 
-def finish_folder(output: Path, rows: list[ImageRow], record: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest, the digests of all files and, last, the record, which it returns as it is read again."""
-    write_manifest(output, rows)
-    text = to_json(record, indent=2, ensure_ascii=False) + "\n"
-    record_files(output, (IMAGES, MANIFEST), pending={GENERATION: text})
-    write_text(output / GENERATION, text)
-    return json.loads(text)
+def finish_folder(run: Run, rows: list[ImageRow], record: GenerationRecord) -> GenerationRecord:
+    """Write the manifest, the digests of all files and, last, the record, which is returned as it is read again."""
+    write_manifest(run.output, rows)
+    run.finish(GENERATION, to_json(record, indent=2, ensure_ascii=False) + "\n")
+    written = read_record(run.output)
+    assert written is not None
+    return written
 
 
 def rows_digest(rows: list[ImageRow]) -> str:

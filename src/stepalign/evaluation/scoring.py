@@ -80,7 +80,7 @@ def evaluate_folder(
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
     read_generation(folder)  # these two are refused before the work, not after it
-    with locked(folder, tell=watcher.note):
+    with locked(folder, note=watcher.note):
         return _evaluate(folder, rows, entries, scoring, name, watcher)
 
 

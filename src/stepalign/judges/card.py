@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -10,7 +11,7 @@ from stepalign.support.hub import is_hub_id
 from stepalign.support.markdown import code_block, code_span, markdown_text
 
 
-def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any]) -> str:
+def model_card(*, name: str, command: str, recipe: str, summary: Mapping[str, Any]) -> str:
     """Markdown with the hub's metadata: base model, data, accuracy by noise level, the command, how to use it.
 
     `recipe` is the training's recipe as YAML, `summary` its summary.json.
@@ -41,7 +42,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: dict[str, Any])
     return "\n\n".join(blocks) + "\n"
 
 
-def trained_on(summary: dict[str, Any]) -> str:
+def trained_on(summary: Mapping[str, Any]) -> str:
     """Which pairs a training saw, in words: its steps may draw fewer than there are, or each of them many times.
 
     A summary without `num_pairs_drawn`, of an older version, only says how many pairs there were.

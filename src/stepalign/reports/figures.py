@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -65,7 +66,7 @@ def weights_panels(sampler: Sampler, weighting: Weighting) -> list[Panel]:
     return panels
 
 
-def gains_panels(gains: dict[str, dict[str, dict[str, Any]]]) -> list[Panel]:
+def gains_panels(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Panel]:
     """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
 
     `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.
@@ -94,7 +95,7 @@ def _words(title: str, curves: list[plots.Series]) -> str:
     return f"{title}: {'; '.join(ends)}."
 
 
-def plot_gains(gains: dict[str, dict[str, dict[str, Any]]]) -> bytes:
+def plot_gains(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
     """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
 
     `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.

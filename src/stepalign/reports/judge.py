@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from stepalign.reports.page import (
     scale,
     write_page,
 )
+from stepalign.reports.summaries import JudgeSummary
 from stepalign.support.environment import timing_of
 
 CURVES = (
@@ -76,7 +77,7 @@ def write_judge_report(
     title: str,
     recipe: str,
     rows: list[dict[str, Any]],
-    summary: dict[str, Any],
+    summary: JudgeSummary,
     examples: list[JudgedPair],
 ) -> None:
     """Write the self-contained page of a judge's training to `path`, replacing it in one step.
@@ -220,7 +221,7 @@ def _sides(step: JudgedStep) -> list[dict[str, Any]]:
     ]
 
 
-def _data_facts(summary: dict[str, Any], data: dict[str, Any]) -> list[tuple[str, str]]:
+def _data_facts(summary: JudgeSummary, data: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What is known of the data, as names and values."""
     counted = [
         ("Training pairs", summary.get("num_pairs")),
@@ -239,7 +240,7 @@ def _data_facts(summary: dict[str, Any], data: dict[str, Any]) -> list[tuple[str
     return [*facts, ("Cache", f"{fixed(size / 1e6, 1)} MB")] if is_number(size) else facts
 
 
-def _work_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def _work_facts(summary: JudgeSummary) -> list[tuple[str, str]]:
     """What the training took, as names and values."""
     seconds, training, device = (timing_of(summary).get(key) for key in ("seconds", "training_seconds", "device"))
     loss = summary.get("final_loss")

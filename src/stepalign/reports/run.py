@@ -27,8 +27,10 @@ from stepalign.reports.page import (
     write_page,
 )
 from stepalign.reports.sampling_record import sampling_words
+from stepalign.reports.summaries import RunSummary
 from stepalign.support.environment import timing_of
 from stepalign.support.files import write_text
+from stepalign.training.held_out_scores import ScoreChange
 
 CURVES = (
     ("judge_score", "Judge score", "mean of the round's candidates{at}; prompts differ by round", False),
@@ -89,7 +91,7 @@ def write_report(
     title: str,
     recipe: str,
     rounds: list[dict[str, Any]],
-    summary: dict[str, Any],
+    summary: RunSummary,
     examples: list[Example],
     prompt: str,
     trajectory: list[TrajectoryStep],
@@ -147,9 +149,9 @@ def add_gains(path: Path, panels: list[Panel]) -> None:
     write_text(path, f"{before}{start}\n{words}\n{panels_html(panels)}\n{end}{after}")
 
 
-def _warnings(summary: dict[str, Any]) -> list[str]:
+def _warnings(summary: RunSummary) -> list[str]:
     """What a reader must know before the numbers: a failed run, signs of ill health, prompts that were cut."""
-    failed = [summary["failed"]] if summary.get("failed") else []
+    failed = [reason] if (reason := summary.get("failed")) else []
     signs = [
         f"After round {sign['round']}: {sign['message']}" if sign["round"] else sign["message"]
         for sign in summary.get("watch") or []
@@ -180,7 +182,7 @@ def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
     }[pairing], dropped
 
 
-def _score_row(name: str, row: dict[str, Any], *, digits: int) -> dict[str, Any]:
+def _score_row(name: str, row: ScoreChange, *, digits: int) -> dict[str, Any]:
     """One metric's line of the table."""
     cells = [[fixed(row["base"], digits)], [fixed(row["aligned"], digits)]]
     difference, interval = row["difference"], row["interval"]

@@ -54,8 +54,9 @@ class GuardPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a run works with."""
+    """A recipe with everything that it names loaded."""
 
+    recipe: Recipe
     model: BaseModel
     policy: LoraPolicy
     sampler: DDIM
@@ -71,6 +72,15 @@ class Parts:
     scorer_readers: dict[str, Reader]
     """Those of scorers, which read held-out prompts only."""
     guard: GuardPrompts
+
+
+@dataclass(frozen=True, slots=True)
+class _Scorers:
+    """Oracles and scorers of held-out images, by name, with the digests and text encoders of the scorers."""
+
+    metrics: dict[str, Metric]
+    identity: Identity
+    readers: dict[str, Reader]
 
 
 def assemble(recipe: Recipe) -> Parts:
@@ -110,26 +120,31 @@ def assemble(recipe: Recipe) -> Parts:
         seed=recipe.seed,
         loss_scaling=precision_of(recipe.base) == torch.float16,
     )
-    metrics: dict[str, Metric] = {name: ORACLES[name] for name in recipe.evaluation.oracles}
-    scorer_readers: dict[str, Reader] = {}
-    for name, entry in scorers.items():
-        scorer = load_scorer(entry, device=processes().device)
-        identity[f"scorer {name}"] = scorer.record.content
-        metrics[name], scorer_readers[name] = PictureMetric(scorer), scorer.num_cut
-    readers = text_readers(model.pipeline) | {"the judge": judge_reader}
+    found = _scorers(recipe, scorers)
     return Parts(
+        recipe,
         model,
         policy,
         sampler,
         judge,
         trainer,
         held_out,
-        metrics,
-        identity,
-        readers,
-        scorer_readers,
+        found.metrics,
+        identity | found.identity,
+        text_readers(model.pipeline) | {"the judge": judge_reader},
+        found.readers,
         guard,
     )
+
+
+def _scorers(recipe: Recipe, entries: dict[str, str]) -> _Scorers:
+    """The oracles of a recipe and its scorers, whose entries are given by name, loaded."""
+    found = _Scorers({name: ORACLES[name] for name in recipe.evaluation.oracles}, {}, {})
+    for name, entry in entries.items():
+        scorer = load_scorer(entry, device=processes().device)
+        found.identity[f"scorer {name}"] = scorer.record.content
+        found.metrics[name], found.readers[name] = PictureMetric(scorer), scorer.num_cut
+    return found
 
 
 def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:

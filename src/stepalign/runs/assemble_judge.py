@@ -45,8 +45,9 @@ NOT_IN_THE_CACHE = ("unet", "scheduler", "precision", "empty prompt")
 
 @dataclass(frozen=True, slots=True)
 class JudgeParts:
-    """What a judge's training works with."""
+    """A judge's recipe with everything that it names loaded and its data prepared."""
 
+    recipe: JudgeRecipe
     model: BaseModel
     scorer: JudgeScorer
     trainer: JudgeTrainer
@@ -124,7 +125,7 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     scorer = JudgeScorer(spm, loaded.tokenizer, seen_through, precision=precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
     readers = text_readers(model.pipeline) | {"the judge": scorer.num_cut} | loaded.readers
-    return JudgeParts(model, scorer, trainer, held_out, manifest, name, loaded.identity, readers)
+    return JudgeParts(recipe, model, scorer, trainer, held_out, manifest, name, loaded.identity, readers)
 
 
 def split_by_prompt(pairs: PreparedPairs, *, share: float, seed: int) -> tuple[PreparedPairs, PreparedPairs]:

@@ -1,18 +1,17 @@
-"""A watch over training: held-out metrics that fall below the base model's, by the test in `guard_rule.py`.
+"""A guard over training: held-out metrics that fall below the base model's, by the test in `guard_rule.py`.
 
-Where the judge's score rises meanwhile, the judge is being gamed; where it does not, the model is collapsing.
+Where the judge's score rises meanwhile, the policy exploits the judge; where it does not, the model is collapsing.
 
 guard.jsonl   a row per measurement: its round, every held-out prompt's scores, the images' style; the scores of the
               second measurement where one was made, and the alarm if it confirmed one
-guard/        the adapters that an alarm could go back to
+guard/        the adapters that an alarm could restore
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -20,10 +19,12 @@ from torch import Tensor
 
 from stepalign.core.choices import Role
 from stepalign.core.seeding import Purpose
+from stepalign.reports.summaries import Alarm, GuardSummary
 from stepalign.runs.assemble import Parts
 from stepalign.runs.guard_rule import (
     STYLE,
-    best_rows,
+    Fall,
+    best_rounds,
     confirmed,
     describe,
     falls,
@@ -32,45 +33,66 @@ from stepalign.runs.guard_rule import (
     watched_metrics,
 )
 from stepalign.runs.held_out import measure
-from stepalign.runs.recipes import Recipe
+from stepalign.runs.run_directory import GUARD_ADAPTERS, GUARD_ROWS
 from stepalign.scorers.image_metric import to_pictures
 from stepalign.scorers.style import style_of
-from stepalign.support.files import replacing, write_text
+from stepalign.support.files import load_state, save_state, write_text
 from stepalign.support.json_text import to_json
-from stepalign.support.parallel import processes
+from stepalign.support.parallel import decided_by_main, processes
+from stepalign.support.parsing import json_lines, read_text
 from stepalign.support.watcher import Watcher
+from stepalign.training.watch import SignRow
 
-ROWS, ADAPTERS = "guard.jsonl", "guard"
 FIRST = 0
 """Decides the noise of every round's first measurement, so that differences are paired; a second one has its round."""
 
+Columns = dict[str, list[float]]
+"""By the judge, a metric or a statistic of style, a value per prompt."""
+
+
+class GuardRow(TypedDict):
+    """A line of guard.jsonl."""
+
+    round: int
+    scores: Columns
+    alarm: Alarm | None
+    second: NotRequired[dict[str, Columns]]
+    """Of "base" and "model", where the first measurement called for a second one."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAdapter:
+    """A file of guard/: the adapter and its running average after some round."""
+
+    adapter: dict[str, Tensor]
+    ema: dict[str, Tensor]
+
 
 class GuardWatch:
-    """The guard of one run: measures when it is due, and remembers what it measured."""
+    """The guard of one run: measures when a measurement is due, and keeps the rows of its measurements."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, output: Path, watcher: Watcher) -> None:
-        self._recipe = recipe
+    def __init__(self, parts: Parts, output: Path, watcher: Watcher) -> None:
         self._parts = parts
         self._output = output
         self._watcher = watcher
-        self._base: dict[str, Any] = {}
-        """The adapter from before the first round, as long as it is not written."""
-        self.rows = self._resumed()
+        self._base: KeptAdapter | None = None
+        """The adapter from before the first round, until it is written."""
+        self.rows: list[GuardRow] = decided_by_main(self._resumed)
 
     @property
     def stopped(self) -> bool:
         """Whether an alarm has ended the training."""
-        return self._recipe.guard.action == "stop" and any(row["alarm"] for row in self.rows)
+        return self._parts.recipe.guard.action == "stop" and any(row["alarm"] for row in self.rows)
 
-    def look(self) -> None:
-        """Measure if this round is due; an alarm is noted, and where it stops the training, its adapter taken up.
+    def measure_if_due(self) -> None:
+        """Measure after a round that is due; an alarm is noted, and where it stops the training, its adapter restored.
 
         What is measured before the first round is written after it, so that a failure leaves nothing.
         """
         num_rounds = self._parts.trainer.num_rounds
-        if num_rounds == 1 and processes().is_main_process:
+        if num_rounds == 1 and self._base is not None and processes().is_main_process:
             self._write(0, self._base)
-        if num_rounds % self._recipe.guard.every:
+        if num_rounds % self._parts.recipe.guard.every:
             return
         alarm = self._measure(num_rounds)
         if alarm is None:
@@ -78,17 +100,27 @@ class GuardWatch:
         self._watcher.note(f"guard, round {num_rounds}: {describe(alarm)}")
         if self.stopped:
             self._watcher.note(f"guard: training stops, and the adapter of round {alarm['since']} is kept")
-            self.restore()
+            self.restore(alarm["since"])
 
-    def restore(self) -> None:
-        """Take up the adapter that the first alarm says to keep."""
-        since = next(row["alarm"]["since"] for row in self.rows if row["alarm"])
-        kept = torch.load(self._adapter(since), map_location="cpu", weights_only=True)
-        self._parts.policy.load(adapter=kept["adapter"], ema=kept["ema"])
+    def restore(self, num_rounds: int) -> None:
+        """Load the adapter kept after some round; raises ValueError naming its file where that is damaged."""
+        kept = self._kept(num_rounds)
+        self._parts.policy.load(adapter=kept.adapter, ema=kept.ema)
 
-    def summary(self) -> dict[str, Any]:
-        """What became of it: means by round, alarms, and the round whose adapter the run ends with."""
-        alarms = [{"round": row["round"], **row["alarm"]} for row in self.rows if row["alarm"]]
+    def alarms(self) -> list[Alarm]:
+        """The alarms of all rounds."""
+        return [{"round": row["round"], **row["alarm"]} for row in self.rows if row["alarm"]]
+
+    def signs(self) -> list[SignRow]:
+        """The alarms as signs, beside those of the health watch."""
+        return [
+            {"name": f"guard: {alarm['metric']} {alarm['kind']}", "round": alarm["round"], "message": describe(alarm)}
+            for alarm in self.alarms()
+        ]
+
+    def summary(self) -> GuardSummary:
+        """Means by round, alarms, and the round whose adapter the run ends with."""
+        alarms = self.alarms()
         names = self.rows[0]["scores"] if self.rows else {}
         return {
             "num_prompts": len(self._parts.guard.prompts),
@@ -99,18 +131,16 @@ class GuardWatch:
             "kept_round": alarms[0]["since"] if self.stopped else self._parts.trainer.num_rounds,
         }
 
-    def _measure(self, num_rounds: int) -> dict[str, Any] | None:
-        """Measure the policy, write down what was found, and return the alarm it gives."""
-        scores = self._scores(self._recipe.export, self._parts.guard.prompts, FIRST)
-        row: dict[str, Any] = {"round": num_rounds, "scores": scores, "alarm": None}
+    def _measure(self, num_rounds: int) -> Alarm | None:
+        """Measure the policy, write the row, and return the alarm it gives."""
+        scores = self._scores(self._parts.recipe.export, self._parts.guard.prompts, FIRST)
+        row: GuardRow = {"round": num_rounds, "scores": scores, "alarm": None}
         if self.rows:
-            row |= self._test(num_rounds, scores)
+            self._test(row)
         self.rows.append(row)
         self._parts.trainer.book("guard")
-        both = {"adapter": self._parts.policy.adapter, "ema": self._parts.policy.ema}
-        weights = {
-            which: {key: value.detach().cpu().clone() for key, value in own.items()} for which, own in both.items()
-        }
+        policy = self._parts.policy
+        weights = KeptAdapter(adapter=_on_cpu(policy.adapter), ema=_on_cpu(policy.ema))
         if num_rounds == 0:
             self._base = weights
         elif processes().is_main_process:
@@ -118,64 +148,106 @@ class GuardWatch:
         processes().wait_for_everyone()
         return row["alarm"]
 
-    def _test(self, num_rounds: int, scores: dict[str, list[float]]) -> dict[str, Any]:
-        """The alarm that a measurement gives, and the second measurement if the first called for one.
+    def _test(self, row: GuardRow) -> None:
+        """Add to a row the alarm that it gives, and the second measurement if the first called for one.
 
         Of several metrics the alarm is that of the one whose best round is the earliest.
         """
-        first = self.rows[0]["scores"]
-        planned = self._recipe.training.num_rounds // self._recipe.guard.every
+        first, recipe = self.rows[0]["scores"], self._parts.recipe
+        planned = recipe.training.num_rounds // recipe.guard.every
         prompts, second = self._parts.guard.prompts, self._parts.guard.second
         level = screening_level(planned, len(watched_metrics(first)), independent=second != prompts)
-        found = falls(first, scores, level=level)
+        found = falls(first, row["scores"], level=level)
         if not found:
-            return {}
-        again = {role: self._scores(role, second, num_rounds) for role in ("reference", self._recipe.export)}
-        best = best_rows(self.rows)
-        alarms = [
-            {**asdict(fall), "interval": list(fall.interval), "since": best[fall.metric]["round"]}
-            for fall in confirmed(found, *again.values())
-        ]
-        names = ("base", "model")
-        return {
-            "alarm": min(alarms, key=lambda alarm: alarm["since"], default=None),
-            "second": dict(zip(names, again.values(), strict=True)),
-        }
+            return
+        base, model = (self._scores(role, second, row["round"]) for role in ("reference", recipe.export))
+        best = self._best_rounds()
+        alarms = [_alarm(fall, since=best[fall.metric]) for fall in confirmed(found, base, model)]
+        row["alarm"] = min(alarms, key=lambda alarm: alarm["since"], default=None)
+        row["second"] = {"base": base, "model": model}
 
-    def _scores(self, role: Role, prompts: list[str], key: int) -> dict[str, list[float]]:
+    def _scores(self, role: Role, prompts: list[str], key: int) -> Columns:
         """A role's scores by the judge, every metric and every statistic of style; `key` decides the noise."""
-        num = len(prompts)
-        found = measure(
-            self._recipe, self._parts, role, prompts=prompts, num_kept=num, purpose=Purpose.GUARD, key=(key,)
-        )
+        found = measure(self._parts, role, prompts=prompts, num_kept=len(prompts), purpose=Purpose.GUARD, key=(key,))
         columns = {name: column.tolist() for name, column in found.scores.items()} | style_columns(found.images)
         return {name: [round(value, 6) for value in column] for name, column in columns.items()}
 
-    def _write(self, num_rounds: int, weights: dict[str, Any]) -> None:
+    def _best_rounds(self) -> dict[str, int]:
+        """By held-out metric the round with its highest mean so far."""
+        return best_rounds({row["round"]: row["scores"] for row in self.rows})
+
+    def _write(self, num_rounds: int, weights: KeptAdapter) -> None:
         """Write the rows, and this round's adapter if it is the best by some metric; only the best are kept."""
-        needed = {self._adapter(row["round"]) for row in best_rows(self.rows).values()}
-        if self._recipe.guard.action == "stop":
+        needed = {self._adapter(best) for best in self._best_rounds().values()}
+        if self._parts.recipe.guard.action == "stop":
             if self._adapter(num_rounds) in needed:
-                with replacing(self._adapter(num_rounds)) as temporary:
-                    torch.save(weights, temporary)
-            for path in (self._output / ADAPTERS).glob("round-*.pt"):
+                save_state(weights, self._adapter(num_rounds), keep_previous=False)
+            for path in (self._output / GUARD_ADAPTERS).glob("round-*.pt"):
                 if path not in needed:
                     path.unlink()
-        write_text(self._output / ROWS, "".join(to_json(row) + "\n" for row in self.rows))
+        write_text(self._output / GUARD_ROWS, "".join(to_json(row) + "\n" for row in self.rows))
 
     def _adapter(self, num_rounds: int) -> Path:
-        return self._output / ADAPTERS / f"round-{num_rounds:05d}.pt"
+        return self._output / GUARD_ADAPTERS / f"round-{num_rounds:05d}.pt"
 
-    def _resumed(self) -> list[dict[str, Any]]:
-        """The rows of an interrupted run up to its last checkpoint; none without one."""
+    def _kept(self, num_rounds: int) -> KeptAdapter:
+        """The adapter kept after some round; raises ValueError naming its file where that is missing or damaged."""
+        path = self._adapter(num_rounds)
+        try:
+            return load_state(path, KeptAdapter)
+        except ValueError as error:
+            state = "damaged" if path.is_file() else "missing"
+            raise ValueError(
+                f"output: {path} is {state}, and the guard may have to restore it; restore the file, or give another "
+                "directory"
+            ) from error
+
+    def _resumed(self) -> list[GuardRow]:
+        """The rows of an interrupted run up to its last checkpoint; none without one.
+
+        Raises ValueError naming a damaged file, before any round is trained. A missing adapter is no fault yet: of the
+        rounds after the checkpoint, which are done again, a better one may have replaced it.
+        """
         num_rounds = self._parts.trainer.num_rounds
-        if num_rounds == 0 or not (self._output / ROWS).is_file():
+        if num_rounds == 0 or not (self._output / GUARD_ROWS).is_file():
             return []
-        rows = [json.loads(line) for line in (self._output / ROWS).read_text(encoding="utf-8").splitlines()]
-        return [row for row in rows if row["round"] <= num_rounds]
+        rows = [row for row in read_guard_rows(self._output) if row["round"] <= num_rounds]
+        if self._parts.recipe.guard.action == "stop" and not any(row["alarm"] for row in rows):
+            for best in set(best_rounds({row["round"]: row["scores"] for row in rows}).values()):
+                if self._adapter(best).is_file():
+                    self._kept(best)
+        return rows
 
 
-def style_columns(images: list[Float[Tensor, "3 h w"]]) -> dict[str, list[float]]:
+def read_guard_rows(output: Path) -> list[GuardRow]:
+    """The rows of guard.jsonl; raises ValueError naming the line that is no row."""
+    path = output / GUARD_ROWS
+    rows = []
+    for where, row in json_lines(read_text(path, "output"), f"output: {path}"):
+        if not isinstance(row, dict) or not {"round", "scores", "alarm"} <= row.keys():
+            raise ValueError(f"{where} is no measurement of a guard; restore the file, or give another directory")
+        rows.append(cast(GuardRow, row))
+    return rows
+
+
+def style_columns(images: list[Float[Tensor, "3 h w"]]) -> Columns:
     """Every statistic of the style of images in [0, 1], as a column."""
     rows = [style_of(picture) for picture in to_pictures(torch.stack(images))]
     return {f"{STYLE}{name.replace('_', ' ')}": [row[name] for row in rows] for name in rows[0]}
+
+
+def _alarm(fall: Fall, *, since: int) -> Alarm:
+    return {
+        "metric": fall.metric,
+        "kind": fall.kind,
+        "judge": fall.judge,
+        "change": fall.change,
+        "interval": list(fall.interval),
+        "p_value": fall.p_value,
+        "since": since,
+    }
+
+
+def _on_cpu(tensors: dict[str, Any]) -> dict[str, Tensor]:
+    """Copies of tensors that training does not change."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -81,10 +81,10 @@ def confirmed(found: Sequence[Fall], base: Scores, model: Scores) -> list[Fall]:
     return [fall for fall in falls(base, model, level=CONFIRMING) if fall.metric in names]
 
 
-def best_rows(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """By held-out metric the row with its highest mean, the first of equals."""
-    names = watched_metrics(rows[0]["scores"]) if rows else []
-    return {name: max(rows, key=lambda row: mean(row["scores"][name])) for name in names}
+def best_rounds(measured: Mapping[int, Scores]) -> dict[str, int]:
+    """By held-out metric the round with its highest mean, the first of equals; `measured` holds scores by round."""
+    names = watched_metrics(next(iter(measured.values()))) if measured else []
+    return {name: max(measured, key=lambda num_rounds: mean(measured[num_rounds][name])) for name in names}
 
 
 def describe(alarm: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ without them, and their work is not counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +19,7 @@ from stepalign.runs.assemble import Parts
 from stepalign.runs.recipes import Recipe
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.watcher import Watcher
+from stepalign.training.held_out_scores import ScoreChange
 from stepalign.training.watch import HealthWatch, Row, Sign
 
 RANGE = 5.0
@@ -38,18 +38,18 @@ class Probe:
     x_0: Float[Tensor, "b c h w"]
 
 
-def start_health(recipe: Recipe, parts: Parts, rows: list[Row], watcher: Watcher) -> HealthWatch:
+def start_health(parts: Parts, rows: list[Row], watcher: Watcher) -> HealthWatch:
     """Check a run before its next round; returns its watch, with the signs of the rows so far.
 
     Raises ValueError for what makes training pointless, naming the part and what to try.
     """
-    health = HealthWatch(recipe.watch, rows, watcher.note)
-    probe = make_probe(recipe, parts)
+    health = HealthWatch(parts.recipe.watch, rows, watcher.note)
+    probe = make_probe(parts)
     lines = [check_reach(parts)]
     if parts.trainer.num_rounds == 0:
         lines.append(check_reference(parts, probe))
     for check in (check_gradients, check_decoded, check_judge):
-        line, sign = check(recipe, parts, probe)
+        line, sign = check(parts, probe)
         lines.append(line)
         if sign is not None:
             health.add(sign)
@@ -60,9 +60,9 @@ def start_health(recipe: Recipe, parts: Parts, rows: list[Row], watcher: Watcher
 
 
 @torch.no_grad()
-def make_probe(recipe: Recipe, parts: Parts) -> Probe:
+def make_probe(parts: Parts) -> Probe:
     """The probe of a run; its prompt is the first that training uses."""
-    sampler, device = parts.sampler, parts.model.device
+    recipe, sampler, device = parts.recipe, parts.sampler, parts.model.device
     t = next(t for t in sampler.timesteps if recipe.branching.applies_at(t, sampler))
     noise = PromptNoise([generator_for(recipe.seed, Purpose.START_CHECK, row) for row in range(2)], device=device)
     prompts = [parts.trainer.stream[0]] * 2
@@ -103,7 +103,7 @@ def effect(parts: Parts, probe: Probe, role: Role) -> float:
     return (eps - base).square().mean().sqrt().item()
 
 
-def check_gradients(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
+def check_gradients(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     """The first backward pass gives every tensor B a finite gradient, and not zeros alone."""
     updater = parts.trainer.updater
     noise = torch.stack([probe.x_t, -probe.x_t], 1)  # any direction will do
@@ -142,7 +142,7 @@ def check_gradients(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Si
 
 
 @torch.no_grad()
-def check_decoded(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
+def check_decoded(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     """The image decoded from a predicted clean sample lies around [-1, 1] and is not of one colour."""
     images = parts.model.decode(probe.x_0)
     low, high = images.min().item(), images.max().item()
@@ -160,7 +160,7 @@ def check_decoded(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign
 
 
 @torch.no_grad()
-def check_judge(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
+def check_judge(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     """The judge tells two images of a prompt apart, and a step-aware one timesteps."""
     judge, grid = parts.judge, parts.sampler.timesteps
     by_t = {
@@ -176,7 +176,7 @@ def check_judge(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign |
         )
     moved = (by_t[grid[0]] - by_t[grid[-1]]).abs().max().item()
     sign = None
-    if recipe.judge.kind == "spm" and moved == 0:
+    if parts.recipe.judge.kind == "spm" and moved == 0:
         sign = Sign(
             "judge blind to timesteps",
             0,
@@ -186,7 +186,7 @@ def check_judge(recipe: Recipe, parts: Parts, probe: Probe) -> tuple[str, Sign |
     return f"the judge's scores of two images differ by {spread:.3g}, of two timesteps by {moved:.3g}", sign
 
 
-def check_end(recipe: Recipe, parts: Parts, health: HealthWatch) -> str | None:
+def check_end(parts: Parts, health: HealthWatch) -> str | None:
     """Add the sign that training changed nothing, or too much; returns why the policy is of no use, if it is."""
     rounds, failed = parts.trainer.num_rounds, None
     if parts.trainer.num_updates == 0:
@@ -205,8 +205,8 @@ def check_end(recipe: Recipe, parts: Parts, health: HealthWatch) -> str | None:
             "the policy has diverged; start again with a lower training.learning_rate"
         )
     try:
-        moved = effect(parts, make_probe(recipe, parts), recipe.export)
-        sign = change_sign(recipe, moved, rounds)
+        moved = effect(parts, make_probe(parts), parts.recipe.export)
+        sign = change_sign(parts.recipe, moved, rounds)
     except NotFinite as error:
         failed = f"the trained policy is of no use: {error}"
         sign = Sign("policy not finite", rounds, failed)
@@ -235,7 +235,7 @@ def change_sign(recipe: Recipe, moved: float, rounds: int) -> Sign | None:
     return None
 
 
-def add_falls(health: HealthWatch, scores: dict[str, dict[str, Any]], rounds: int) -> None:
+def add_falls(health: HealthWatch, scores: dict[str, ScoreChange], rounds: int) -> None:
     """Add a sign for every held-out score that training has significantly lowered."""
     for name, row in scores.items():
         low, high = row["interval"]

@@ -13,13 +13,13 @@ from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import Purpose
 from stepalign.reports.sampling_record import sampling_record
 from stepalign.runs.assemble import Parts
-from stepalign.runs.recipes import Recipe
 from stepalign.support.parallel import processes, together
 from stepalign.training.held_out_scores import Generated, generate
 
 
-def sampling_of(recipe: Recipe, parts: Parts) -> dict[str, Any]:
+def sampling_of(parts: Parts) -> dict[str, Any]:
     """How a run's held-out images are sampled, for its summary and tables."""
+    recipe = parts.recipe
     return sampling_record(
         num_steps=recipe.base.num_steps,
         eta=recipe.evaluation.eta,
@@ -30,7 +30,6 @@ def sampling_of(recipe: Recipe, parts: Parts) -> dict[str, Any]:
 
 
 def measure(
-    recipe: Recipe,
     parts: Parts,
     role: Role,
     *,
@@ -45,7 +44,7 @@ def measure(
     They are sampled on the run's timesteps with `evaluation.eta`, whatever noise it trains with. Processes share the
     prompts and each gets all scores; the images of the first `num_kept` prompts are kept.
     """
-    prompts = parts.held_out if prompts is None else prompts
+    recipe, prompts = parts.recipe, parts.held_out if prompts is None else prompts
     world, rank = processes().num_processes, processes().process_index
     own = together(
         lambda: generate(

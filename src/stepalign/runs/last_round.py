@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stepalign.runs.run_directory import CHECKPOINT, write_rows
-from stepalign.support.files import RunState, save_state
+from stepalign.runs.run_directory import save_run
+from stepalign.support.files import RunState
 from stepalign.support.stopping import Stopped, check_stop, finishing
-from stepalign.training.trainer import Trainer
 
 
 @dataclass(slots=True)
@@ -22,25 +21,20 @@ class LastRound:
 
 
 @contextmanager
-def saving_last_round(
-    trainer: Trainer, total: int, output: Path, rows: list[dict[str, Any]], *, files: tuple[str, ...]
-) -> Iterator[LastRound]:
+def saving_last_round(last: LastRound, output: Path, rows: list[dict[str, Any]], *, total: int) -> Iterator[None]:
     """Let signals end the rounds in the block at their next step, and save the last finished one.
 
-    A round that a signal, another process's end or a lack of memory cuts short is done again by the same command, from
-    the same bits. `files` are kept with the checkpoint; `total` is the number of the run's rounds.
+    A round that a signal, the end of another process or a lack of memory cuts short is repeated by the same command,
+    from the same bits. `rows` are the metrics of the finished rounds; `total` is the number of the run's rounds.
     """
-    last = LastRound()
     with finishing():
         try:
-            yield last
+            yield
         except (Stopped, RuntimeError, MemoryError) as error:
             if last.state is not None:
-                write_rows(output, rows[: last.state.num_rounds])
-                save_state(last.state, output / CHECKPOINT, files=files)
+                save_run(output, last.state, rows[: last.state.num_rounds])
             if isinstance(error, Stopped):
-                num = trainer.num_rounds
-                error.saved = f"round {num} of {total} is saved" if num else "no round was finished"
+                error.saved = f"round {rows[-1]['round']} of {total} is saved" if rows else "no round was finished"
             raise
 
 

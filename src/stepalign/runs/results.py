@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from stepalign.reports.run import Example
 from stepalign.runs.assemble import Parts
 from stepalign.runs.guard import GuardWatch
 from stepalign.runs.held_out import measure
-from stepalign.runs.recipes import Recipe
-from stepalign.support.environment import timing, versions
-from stepalign.support.files import write_text
-from stepalign.support.json_text import to_json
+from stepalign.runs.held_out_rows import HeldOutRow
 from stepalign.support.parallel import processes
 from stepalign.support.watcher import Watcher
 from stepalign.training.held_out_scores import Generated
 
-SCORES = "scores.jsonl"
 NUM_EXAMPLES = 12
 
 
-def evaluate_run(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Generated, Generated] | None:
-    """Held-out prompts drawn by the base and by the aligned model from the same seeds."""
+def evaluate_run(parts: Parts, watcher: Watcher) -> tuple[Generated, Generated] | None:
+    """Images of held-out prompts by the base and by the aligned model, from the same seeds."""
     if not parts.held_out:
         return None
     total, done = 2 * len(parts.held_out), 0
@@ -35,30 +27,23 @@ def evaluate_run(recipe: Recipe, parts: Parts, watcher: Watcher) -> tuple[Genera
         done = min(total, done + num)
         watcher.phase("evaluate", done, total)
 
-    base = measure(recipe, parts, "reference", num_kept=NUM_EXAMPLES, tick=tick)
-    return base, measure(recipe, parts, recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
+    base = measure(parts, "reference", num_kept=NUM_EXAMPLES, tick=tick)
+    return base, measure(parts, parts.recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
 
 
-def work_done(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str, seconds: float) -> dict[str, Any]:
-    """What a run took, and what took it: rounds, updates, network calls, versions; seconds apart from the rest."""
+def count_calls(parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
+    """Network calls, judged images and embedded texts of the whole run."""
     trainer = parts.trainer
     calls = trainer.calls + Counter(trainer.work("evaluation"))  # the last are the example trajectory's
-    return {
-        "rounds": trainer.num_rounds,
-        "updates": trainer.num_updates,
-        "comparisons_trained": trainer.num_comparisons,
-        "calls": dict(calls) | _num_texts(recipe, parts, guard, example),
-        "versions": versions(),
-        "timing": timing(seconds=seconds, training_seconds=trainer.seconds, device=parts.model.device),
-    }
+    return dict(calls) | _num_texts(parts, guard, example)
 
 
-def _num_texts(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
+def _num_texts(parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
     """How many texts the main process embeds in the whole run, however often the run is interrupted.
 
     Base model and judge embed every distinct prompt once, and the base model the empty one where guidance needs it.
     """
-    world, num = processes().num_processes, recipe.training.prompts_per_round
+    world, num = processes().num_processes, parts.recipe.training.prompts_per_round
     stream, held_out = parts.trainer.stream, parts.held_out[::world]
     trained = [
         stream[position]
@@ -72,28 +57,21 @@ def _num_texts(recipe: Recipe, parts: Parts, guard: GuardWatch | None, example: 
     return {"judge_texts": distinct, "base_texts": distinct + (parts.model.negative_row is None)}
 
 
-def write_scores(path: Path, prompts: list[str], base: Generated, aligned: Generated) -> None:
-    """Every prompt's scores before and after, a line each."""
-
-    def row(scores: dict[str, Tensor], index: int) -> dict[str, float]:
-        return {name: round(values[index].item(), 6) for name, values in scores.items()}
-
-    lines = [
-        to_json({"prompt": prompt, "base": row(base.scores, index), "aligned": row(aligned.scores, index)})
-        for index, prompt in enumerate(prompts)
+def held_out_rows(prompts: list[str], base: Generated, aligned: Generated) -> list[HeldOutRow]:
+    """Every prompt's scores before and after training."""
+    return [
+        HeldOutRow(prompt, _scores_of(base, index), _scores_of(aligned, index)) for index, prompt in enumerate(prompts)
     ]
-    write_text(path, "\n".join(lines) + "\n")
 
 
 def examples_of(prompts: list[str], base: Generated, aligned: Generated) -> list[Example]:
     """The first held-out prompts, base and aligned."""
     return [
-        Example(
-            prompts[row],
-            base.images[row],
-            aligned.images[row],
-            {name: values[row].item() for name, values in base.scores.items()},
-            {name: values[row].item() for name, values in aligned.scores.items()},
-        )
+        Example(prompts[row], base.images[row], aligned.images[row], _scores_of(base, row), _scores_of(aligned, row))
         for row in range(min(NUM_EXAMPLES, len(prompts)))
     ]
+
+
+def _scores_of(generated: Generated, row: int) -> dict[str, float]:
+    """The scores of one image by metric."""
+    return {name: values[row].item() for name, values in generated.scores.items()}

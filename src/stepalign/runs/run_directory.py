@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from stepalign.support.claim import Owner
 from stepalign.support.config import to_plain
-from stepalign.support.files import previous, write_text
+from stepalign.support.files import load_texts, previous, save_state, write_text
 from stepalign.support.json_text import to_json
+from stepalign.support.marker import MARKER, Owner
 from stepalign.support.parsing import parse_yaml, read_text
 from stepalign.support.relative_paths import absolute, near
 
 RECIPE, METRICS, CHECKPOINT = "recipe.yaml", "metrics.jsonl", "checkpoint.pt"
-SUMMARY, REPORT = "summary.json", "report.html"
+REPORT, START = "report.html", "start.json"
+GUARD_ROWS, GUARD_ADAPTERS = "guard.jsonl", "guard"
 PREVIOUS = previous(Path(CHECKPOINT)).name
+WITH_STATE = (METRICS, GUARD_ROWS, START, MARKER)
+"""Files whose texts a checkpoint keeps, since they belong to its state."""
 
 
 def recipe_owner(
     kind: str, recipe: Any, blank: Any, *, by_content: frozenset[str], free: frozenset[str] = frozenset()
 ) -> Owner:
-    """A run's directory as that of a recipe; what an older version's says nothing of is as in the recipe `blank`.
+    """The owner of a run's directory: its recipe. Fields that an older version's recipe lacks are as in `blank`.
 
     `by_content` are fields that name parts whose digests the run compares, as the paths of scorers are in any case.
     """
@@ -38,7 +41,7 @@ def recipe_owner(
 
     settings, defaults = (_scorers_by_name(to_plain(values)) for values in (recipe, blank))
     scorers = (f"evaluation.scorers_from.{name}" for name in settings["evaluation"].get("scorers_from", {}))
-    return Owner(kind, settings, defaults, free, by_content | frozenset(scorers), legacy)
+    return Owner(kind, settings, defaults, free, by_content | frozenset(scorers), legacy, marker_in_checkpoint)
 
 
 def _scorers_by_name(settings: dict[str, Any]) -> dict[str, Any]:
@@ -59,20 +62,15 @@ def write_recipe(output: Path, recipe: Any) -> None:
         write_text(path, text)
 
 
-def finished(output: Path) -> dict[str, Any] | None:
-    """The summary of a run that is done; raises ValueError when it cannot be read."""
-    path = output / SUMMARY
-    if not path.is_file():
-        return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"output: {path} is damaged; the command that wrote it makes it again") from error
-    if not isinstance(summary, dict):
-        raise ValueError(f"output: {path} is damaged; the command that wrote it makes it again")
-    return summary
+def marker_in_checkpoint(output: Path) -> str | None:
+    """The text of the marker that a run's newest whole checkpoint keeps; None without one."""
+    for path in (output / CHECKPOINT, output / PREVIOUS):
+        with suppress(ValueError):
+            return load_texts(path).get(MARKER)
+    return None
 
 
-def write_rows(output: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of metrics."""
+def save_run(output: Path, state: object, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of metrics, and the checkpoint that they belong to."""
     write_text(output / METRICS, "".join(to_json(row) + "\n" for row in rows))
+    save_state(state, output / CHECKPOINT, files=WITH_STATE)

@@ -8,12 +8,12 @@ from stepalign.core.batch import pair
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.reports.run import TrajectoryStep
 from stepalign.runs.assemble import Parts
-from stepalign.runs.recipes import Recipe
 from stepalign.sources.rollout import rollout
 
 
-def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
+def candidates_along(parts: Parts, prompt: str) -> list[TrajectoryStep]:
     """One prompt's trajectory under the trained policy, pool by pool, with decoded candidates."""
+    recipe = parts.recipe
     pools, _ = rollout(
         parts.policy.denoiser(recipe.training.sample_with),
         parts.sampler,
@@ -27,7 +27,7 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
     steps = []
     for pool in pools:
         scores = pool.candidates.scores
-        _, sure = pair(pool.candidates, rule=recipe.training.pairing, min_gap=recipe.training.min_gap)
+        _, kept = pair(pool.candidates, rule=recipe.training.pairing, min_gap=recipe.training.min_gap)
         with torch.no_grad():
             images = (parts.model.decode(pool.x_0[0]) / 2 + 0.5).clamp(0, 1).cpu()
         steps.append(
@@ -38,7 +38,7 @@ def follow(recipe: Recipe, parts: Parts, prompt: str) -> list[TrajectoryStep]:
                 best=int(scores[0].argmax()),
                 worst=int(scores[0].argmin()),
                 followed=int(pool.followed[0]),
-                trained=bool(sure[0]),
+                trained=bool(kept[0]),
             )
         )
     return steps

@@ -1,6 +1,6 @@
-"""Ownership of an output directory: a marker that is written first, a lock that a job holds while it runs.
+"""Claiming an output directory: its marker is written first, and a job holds its lock while it runs.
 
-stepalign.json   the command, its settings, the identity of what it works with
+stepalign.json   the command, its settings, the identity of what it works with (`marker.py`)
 .lock            there while a job runs; the system drops the lock of a process that was killed
 
 Any moment of death leaves a directory that the same command recognises: nothing, the lock's file, an unfinished marker,
@@ -9,51 +9,35 @@ or the marker.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from stepalign.support.digests import refuse_differences, values_digest
-from stepalign.support.files import write_text
+from stepalign.support.digests import Identity, refuse_differences
+from stepalign.support.marker import (
+    MARKER,
+    Note,
+    Owner,
+    compare_settings,
+    marker_of,
+    new_marker,
+    recognise,
+    write_marker,
+)
 from stepalign.support.parallel import decided_by_main, processes
-from stepalign.support.relative_paths import relative
 
-MARKER, LOCK = "stepalign.json", ".lock"
+LOCK = ".lock"
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")
-"""Names of the temporary files of `checkpoint.replacing`."""
+"""Names of the temporary files of `files.replacing`."""
 ATTEMPTS = 20
-"""Tries to lock a directory that others, failing at their start, take away."""
-Note = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Whom a directory belongs to."""
-
-    kind: str
-    """The command: "train", "train-judge", "generate", "sweep"."""
-    settings: dict[str, Any]
-    """All that decides the results, as nested plain values."""
-    defaults: dict[str, Any] = field(default_factory=dict)
-    """Of settings that an older version's directory does not mention."""
-    free: frozenset[str] = frozenset()
-    """Settings, with dots, that decide no result and may differ."""
-    by_content: frozenset[str] = frozenset()
-    """Settings that name parts by where they lie; where the marker has digests of the parts, these are compared."""
-    legacy: Callable[[Path], dict[str, Any] | None] = lambda output: None
-    """Settings of a directory from before there were markers; None for one of something else."""
-    noun: str = "recipe"
-    """What the settings are, in messages."""
+"""Tries to lock a directory that other jobs, failing at their start, remove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +46,36 @@ class Claim:
 
     output: Path
     adopted: bool
-    """Whether it is of a version that wrote no marker."""
+    """Whether a version without markers wrote it."""
     moved: str = ""
-    """Which parts are named by another place than before, for messages."""
+    """Which parts are named by another path than before, for messages."""
 
-    def identify(self, identity: dict[str, str]) -> None:
+    def identify(self, identity: Identity) -> None:
         """Compare digests of parts, by name, with those the directory began with, and add those it does not have yet.
 
         Raises ValueError, in all processes, naming the parts that differ.
         """
         decided_by_main(lambda: self._identify(identity))
 
-    def _identify(self, identity: dict[str, str]) -> None:
-        path = self.output / MARKER
+    def _identify(self, identity: Identity) -> None:
         marker = marker_of(self.output)
         assert marker is not None, "claiming wrote it"
-        theirs: dict[str, str] = marker["identity"]
+        theirs = marker["identity"]
         refuse_differences(identity, theirs, whose=f"{self.output} was begun with{self.moved}")
         if identity.keys() - theirs.keys():
-            _write(path, marker | {"identity": theirs | identity})
+            write_marker(self.output, {**marker, "identity": theirs | identity})
 
 
 @contextmanager
-def claim(output: Path, owner: Owner, *, tell: Note = lambda message: None, lock: str = LOCK) -> Iterator[Claim]:
+def claim(output: Path, owner: Owner, *, note: Note = lambda message: None, lock: str = LOCK) -> Iterator[Claim]:
     """Hold a directory for a job of all processes; the main one writes its marker and holds its lock.
 
     Raises ValueError, in all processes and with the directory as it was, unless it can be written, is empty, absent or
     of this very owner, and no other job works there. When the block ends with an error and nothing but the marker was
-    written, that is removed as well. `tell` takes notes for the user; `lock` names the lock's file.
+    written, that is removed as well. `note` takes lines for the user; `lock` names the lock's file.
     """
     held = _Held(output, lock)
-    adopted, moved = decided_by_main(lambda: held.take(owner, tell))
+    adopted, moved = decided_by_main(lambda: held.take(owner, note))
     try:
         yield Claim(output, adopted, moved)
     except BaseException:
@@ -104,28 +87,14 @@ def claim(output: Path, owner: Owner, *, tell: Note = lambda message: None, lock
 
 
 @contextmanager
-def locked(folder: Path, *, tell: Note = lambda message: None) -> Iterator[None]:
+def locked(folder: Path, *, note: Note = lambda message: None) -> Iterator[None]:
     """Hold the lock of a folder of any owner, for one process; raises ValueError when another job is at work there."""
     held = _Held(folder, LOCK)
-    held.acquire(tell)
+    held.acquire(note)
     try:
         yield
     finally:
         held.release(failed=False)
-
-
-def marker_of(output: Path) -> dict[str, Any] | None:
-    """What a directory's marker holds; None when there is none that can be read."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        marker = json.loads((output / MARKER).read_text(encoding="utf-8"))
-        whole = (
-            marker.pop("sha256", None) in (None, values_digest(marker))
-            and isinstance(marker["kind"], str)
-            and isinstance(marker["directory"], str)
-        )
-        if whole and all(isinstance(marker[name], dict) for name in ("settings", "identity")):
-            return marker
-    return None
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -148,44 +117,50 @@ class _Held:
         self._folders: list[Path] = []
         """Created for the directory, innermost first."""
 
-    def take(self, owner: Owner, tell: Note) -> tuple[bool, str]:
+    def take(self, owner: Owner, note: Note) -> tuple[bool, str]:
         """Lock the directory and write its marker unless it has one.
 
-        Returns whether it is of an older version, and which parts are named by another place than before.
+        Returns whether a version without markers wrote it, and which parts are named by another path than before.
         """
+        self._check(owner)
+        try:
+            self.acquire(note)
+        except OSError as error:
+            nearest = next(path for path in (self._output, *self._output.absolute().parents) if path.is_dir())
+            self.release(failed=True)
+            raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
+        try:
+            return self._mark(owner, note)
+        except BaseException:
+            self.release(failed=True)
+            raise
+
+    def _check(self, owner: Owner) -> None:
+        """Raise ValueError where a file is in the way, or files of which none names an owner."""
         output = self._output
         for path in (output, *output.parents):
             if _is_other_than_a_directory(path):
                 raise ValueError(f"output: {path} is a file; give a directory")
-        if (
-            output.is_dir()
-            and not _is_blank(output)
-            and not (output / MARKER).exists()
-            and owner.legacy(output) is None
-        ):
+        unmarked = output.is_dir() and not _is_blank(output) and not (output / MARKER).exists()
+        if unmarked and owner.copy(output) is None and owner.legacy(output) is None:
             raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
-        try:
-            self.acquire(tell)
-        except OSError as error:
-            nearest = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-            self.release(failed=True)
-            raise ValueError(f"output: cannot write in {nearest}: {error.strerror}") from error
-        try:
-            theirs = _recognise(output, owner)
-            moved = "" if theirs is None else _compare(output, owner, theirs, tell)
-            remove_leftovers(output)
-            if marker_of(output) is not None:
-                return False, moved
-            if (output / MARKER).exists():
-                tell(f"{output / MARKER} is damaged, and written anew")
-            directory, settings = str(output.resolve()), json.loads(json.dumps(owner.settings))
-            marker = {"kind": owner.kind, "version": version("stepalign"), "directory": directory}
-            self._marked = theirs is None
-            _write(output / MARKER, marker | {"settings": settings, "identity": {}})
-            return theirs is not None, moved
-        except BaseException:
-            self.release(failed=True)
-            raise
+
+    def _mark(self, owner: Owner, note: Note) -> tuple[bool, str]:
+        """Compare the locked directory's owner with this one, and write the marker where there is no whole one."""
+        output = self._output
+        theirs = recognise(output, owner, blank=_is_blank(output))
+        moved = "" if theirs is None else compare_settings(output, owner, theirs, note)
+        remove_leftovers(output)
+        if marker_of(output) is not None:
+            return False, moved
+        if (output / MARKER).exists():
+            note(f"{output / MARKER} is damaged, and written anew")
+        self._marked = theirs is None
+        marker = new_marker(output, owner)
+        if theirs is not None:
+            marker["identity"] = theirs["identity"]
+        write_marker(output, marker)
+        return theirs is not None and not theirs["directory"], moved
 
     def release(self, *, failed: bool) -> None:
         """Give the directory back; of a job that failed before it did anything, nothing is left."""
@@ -207,7 +182,7 @@ class _Held:
                 folder.mkdir()
                 self._folders.insert(0, folder)
 
-    def acquire(self, tell: Note) -> None:
+    def acquire(self, note: Note) -> None:
         """Take the lock, creating the directory where there is none."""
         lock = FileLock(self._path, blocking=False)
         for attempt in range(ATTEMPTS):
@@ -225,53 +200,11 @@ class _Held:
                 if attempt == ATTEMPTS - 1:
                     raise
             except NotImplementedError:
-                tell(f"the file system of {self._output} has no locks: let no other job write there")
+                note(f"the file system of {self._output} has no locks: let no other job write there")
                 return
         if isinstance(lock, SoftFileLock):
-            tell(f"the file system of {self._output} has no locks: after a kill, delete {self._path}")
+            note(f"the file system of {self._output} has no locks: after a kill, delete {self._path}")
         self._lock = lock
-
-
-def _recognise(output: Path, owner: Owner) -> dict[str, Any] | None:
-    """What a locked directory says of its owner, as a marker; None for a new one. Raises ValueError for any other."""
-    marker = marker_of(output)
-    if marker is not None:
-        if marker["kind"] != owner.kind:
-            raise ValueError(f"output: {output} belongs to {marker['kind']}, not {owner.kind}; give another directory")
-        return marker
-    settings = owner.legacy(output)
-    if settings is not None:
-        return {"directory": None, "settings": settings, "identity": {}}
-    if not _is_blank(output):
-        raise ValueError(
-            f"output: {output / MARKER} is damaged, and nothing else says whose the directory is; give another one"
-        )
-    return None
-
-
-def _compare(output: Path, owner: Owner, theirs: dict[str, Any], tell: Note) -> str:
-    """Raise ValueError, naming a setting, unless those that both know are equal, as paths here or from there.
-
-    Returns, for messages, which parts known by content are named by another place.
-    """
-    here = str(output.resolve())
-    there = theirs["directory"] or here
-    ours, usual = (_flat(json.loads(json.dumps(values))) for values in (owner.settings, owner.defaults))
-    kept = _flat(theirs["settings"])
-    unknown = [key for key in kept if key not in ours]
-    if unknown:
-        tell(f"{output} is of another version: {', '.join(sorted(unknown))} of its {owner.noun} is ignored")
-    known = usual | kept
-    moved = []
-    for key in sorted(ours.keys() & known.keys() - owner.free):
-        if known[key] == ours[key] or relative(known[key], there) == relative(ours[key], here):
-            continue
-        differs = f"its {key} is {known[key]!r}, this {owner.noun}'s {ours[key]!r}"
-        if key in owner.by_content and theirs["identity"] and None not in (known[key], ours[key]):
-            moved.append(differs)
-        else:
-            raise ValueError(f"output: {output} is another run's: {differs}; give another directory")
-    return f" ({'; '.join(moved)})" if moved else ""
 
 
 def _is_blank(output: Path) -> bool:
@@ -284,7 +217,7 @@ def _is_blank(output: Path) -> bool:
 
 
 def _is_other_than_a_directory(path: Path) -> bool:
-    """Whether something stands there that is no directory; in one look, since another job may remove its directory."""
+    """Whether a path exists and is no directory; one system call, since another job may remove its directory."""
     try:
         return not stat.S_ISDIR(path.stat().st_mode)
     except OSError:
@@ -293,14 +226,3 @@ def _is_other_than_a_directory(path: Path) -> bool:
 
 def _owned(folder: Path) -> bool:
     return any((folder / name).exists() for name in (MARKER, LOCK))
-
-
-def _write(path: Path, marker: dict[str, Any]) -> None:
-    write_text(path, json.dumps(marker | {"sha256": values_digest(marker)}, indent=1) + "\n")
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -12,16 +13,20 @@ from stepalign.support.reproducibility import processor
 PACKAGES = ("stepalign", "torch", "diffusers", "transformers", "peft", "accelerate")
 
 
-def timing(*, seconds: float, training_seconds: float, device: torch.device) -> dict[str, Any]:
-    """What of a summary another run of the same would not repeat."""
-    return {
-        "seconds": round(seconds, 1),
-        "training_seconds": round(training_seconds, 1),
-        "device": device_name(device),
-    }
+class Timing(TypedDict):
+    """The part of a summary that another run of the same recipe does not repeat."""
+
+    seconds: float
+    training_seconds: float
+    device: str
 
 
-def timing_of(summary: dict[str, Any]) -> dict[str, Any]:
+def timing(*, seconds: float, training_seconds: float, device: torch.device) -> Timing:
+    """Rounded seconds and the device's name."""
+    return Timing(seconds=round(seconds, 1), training_seconds=round(training_seconds, 1), device=device_name(device))
+
+
+def timing_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
     """Seconds and device of a summary; older versions' have them at the top."""
     return summary.get("timing", summary)
 

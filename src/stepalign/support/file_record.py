@@ -1,51 +1,54 @@
-"""What a finished job wrote: files.json holds the size and the SHA-256 of every file, to find those that changed."""
+"""The record of a finished job's files: files.json holds each file's size and SHA-256, to find those that changed."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from stepalign.support.files import write_text
+from stepalign.support.json_text import to_json
+from stepalign.support.parsing import parse_json, read_text
 
 FILE_RECORD = "files.json"
 DAMAGED, MISSING = "damaged", "missing"
 
 
-def record_files(output: Path, names: Iterable[str], *, pending: Mapping[str, str] | None = None) -> None:
-    """Write the manifest of a directory's files, or of the files below named folders, that are there.
+class FileEntry(TypedDict):
+    """Size and digest of one file."""
 
-    `pending` holds texts of files that are written only afterwards, such as the summary that says that all is done.
+    bytes: int
+    sha256: str
+
+
+def record_files(output: Path, names: Iterable[str], *, pending: Mapping[str, str] | None = None) -> None:
+    """Write the record of a directory's files, or of the files below named folders, that exist.
+
+    `pending` holds texts of files that are written only afterwards, such as the summary of a finished job.
     """
     files = {name: _measured(output / name) for name in _expanded(output, names)}
-    files |= {
-        name: {"bytes": len(text.encode()), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        for name, text in (pending or {}).items()
-    }
-    write_text(output / FILE_RECORD, json.dumps({"files": dict(sorted(files.items()))}, indent=1) + "\n")
+    for name, text in (pending or {}).items():
+        files[name] = FileEntry(bytes=len(text.encode()), sha256=hashlib.sha256(text.encode()).hexdigest())
+    _write(output, files)
 
 
 def update_record(output: Path, names: Iterable[str]) -> None:
-    """Record some files anew in a directory that has a manifest."""
+    """Record some files anew in a directory that has a record."""
     files = _read(output)
     if files is not None:
-        changed = {name: _measured(output / name) for name in _expanded(output, names)}
-        write_text(
-            output / FILE_RECORD, json.dumps({"files": dict(sorted((files | changed).items()))}, indent=1) + "\n"
-        )
+        _write(output, files | {name: _measured(output / name) for name in _expanded(output, names)})
 
 
-def forget_files(output: Path, names: Iterable[str]) -> None:
-    """Take files out of a directory's manifest."""
+def remove_from_record(output: Path, names: Iterable[str]) -> None:
+    """Remove files from a directory's record."""
     gone = set(names)
-    files = {name: entry for name, entry in (_read(output) or {}).items() if name not in gone}
-    write_text(output / FILE_RECORD, json.dumps({"files": files}, indent=1) + "\n")
+    _write(output, {name: entry for name, entry in (_read(output) or {}).items() if name not in gone})
 
 
 def check_files(output: Path) -> dict[str, str]:
-    """By name, the files of a finished job that are "damaged" or "missing"; of older versions' nothing is known."""
+    """By name, the files of a finished job that are "damaged" or "missing"; empty where there is no record."""
     if not (output / FILE_RECORD).is_file():
         return {}
     files = _read(output)
@@ -56,7 +59,7 @@ def check_files(output: Path) -> dict[str, str]:
 
 
 def describe_damage(found: Mapping[str, str]) -> str:
-    """Files and what has become of them, as a part of a sentence."""
+    """Damaged and missing files as a part of a sentence."""
     return ", ".join(f"{name} is {state}" for name, state in found.items())
 
 
@@ -68,25 +71,29 @@ def _expanded(output: Path, names: Iterable[str]) -> list[str]:
     return [path.relative_to(output).as_posix() for path in paths if path.is_file()]
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _measured(path: Path) -> FileEntry:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return FileEntry(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _state(path: Path, entry: dict[str, Any]) -> str:
+def _state(path: Path, entry: FileEntry) -> str:
     if not path.is_file():
         return MISSING
     if path.stat().st_size != entry["bytes"]:
         return DAMAGED
-    with path.open("rb") as file:
-        return "" if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"] else DAMAGED
+    return "" if _measured(path) == entry else DAMAGED
 
 
-def _read(output: Path) -> dict[str, dict[str, Any]] | None:
-    try:
-        files = json.loads((output / FILE_RECORD).read_text(encoding="utf-8"))["files"]
+def _write(output: Path, files: Mapping[str, FileEntry]) -> None:
+    write_text(output / FILE_RECORD, to_json({"files": dict(sorted(files.items()))}, indent=1) + "\n")
+
+
+def _read(output: Path) -> dict[str, FileEntry] | None:
+    """The entries of a directory's record; None where it is missing or damaged."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        files = parse_json(read_text(output / FILE_RECORD, FILE_RECORD), FILE_RECORD)["files"]
         return {
-            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])} for name, entry in files.items()
+            str(name): FileEntry(bytes=int(entry["bytes"]), sha256=str(entry["sha256"]))
+            for name, entry in files.items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    return None

@@ -46,15 +46,16 @@ class RunState:
     """Of those, the ones at the end in a row that count against training.max_skipped."""
 
 
-def save_state(state: object, path: Path, *, files: Sequence[str] = ()) -> None:
+def save_state(state: object, path: Path, *, files: Sequence[str] = (), keep_previous: bool = True) -> None:
     """Write a state, a dataclass of plain values and tensors; after a crash `path` or `previous(path)` is whole.
 
-    The texts of `files` beside it, rows that belong to this state, are kept in it; the file before is kept too.
+    The texts of `files` beside it, rows that belong to this state, are kept in it; unless `keep_previous` is off, the
+    file that it replaces is kept too.
     """
     beside = (path.with_name(name) for name in files)
     texts = {file.name: file.read_text(encoding="utf-8") for file in beside if file.is_file()}
     values = {field.name: getattr(state, field.name) for field in fields(state)}  # type: ignore[arg-type]
-    with replacing(path, keep=previous(path)) as temporary:
+    with replacing(path, keep=previous(path) if keep_previous else None) as temporary:
         torch.save(values | {TEXTS: texts}, temporary)
 
 
@@ -65,6 +66,23 @@ def load_state(path: Path, kind: type[S]) -> S:
 
 def load_checkpoint(path: Path, kind: type[S]) -> tuple[S, dict[str, str]]:
     """A saved state with the texts that belong to it, by file name; raises ValueError when the file is not one."""
+    values, texts = _read(path)
+    try:
+        for name, hint in get_type_hints(kind).items():
+            if name in values and not isinstance(values[name], get_origin(hint) or hint):
+                raise TypeError(f"{name} is of type {type(values[name]).__name__}")
+        return kind(**values), texts
+    except TypeError as error:
+        raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({error})") from error
+
+
+def load_texts(path: Path) -> dict[str, str]:
+    """The texts kept with a saved state of any kind, by file name; raises ValueError when the file is damaged."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values of a saved state and the texts that belong to it; every byte is checked first."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -72,14 +90,11 @@ def load_checkpoint(path: Path, kind: type[S]) -> tuple[S, dict[str, str]]:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
         values = dict(torch.load(path, map_location="cpu", weights_only=True))
         texts = {str(name): str(text) for name, text in dict(values.pop(TEXTS, {})).items()}
-        for name, hint in get_type_hints(kind).items():
-            if name in values and not isinstance(values[name], get_origin(hint) or hint):
-                raise TypeError(f"{name} is of type {type(values[name]).__name__}")
-        return kind(**values), texts
     except MemoryError:
         raise
     except Exception as error:  # what damaged bytes raise in zipfile, pickle and torch has no end
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({_reason(error)})") from error
+    return values, texts
 
 
 def previous(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,15 @@ class Generated:
     images: list[Float[Tensor, "3 h w"]]
     """In [0, 1], on the CPU; of the first prompts only, as many as were to be kept."""
     scores: dict[str, Float[Tensor, " n"]]
+
+
+class ScoreChange(TypedDict):
+    """A metric's means over held-out prompts, and the mean difference with its 95 % interval."""
+
+    base: float
+    aligned: float
+    difference: float
+    interval: list[float]
 
 
 @torch.no_grad()
@@ -72,7 +82,7 @@ def generate(
     return Generated(images, {name: torch.cat(rows) for name, rows in scores.items()})
 
 
-def compare(base: Generated, aligned: Generated, prompts: Sequence[str]) -> dict[str, dict[str, object]]:
+def compare(base: Generated, aligned: Generated, prompts: Sequence[str]) -> dict[str, ScoreChange]:
     """For every metric: base and aligned mean, paired difference, and its 95 % interval over distinct prompts."""
     clusters = clusters_of(prompts)
     return {

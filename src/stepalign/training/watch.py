@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 from stepalign.training.settings import Watch
 
@@ -22,6 +22,18 @@ class Sign:
     """After which it was seen; 0 for before the first."""
     message: str
     """What was seen, and what to try."""
+
+    def row(self) -> SignRow:
+        """The sign as a summary has it."""
+        return {"name": self.name, "round": self.round, "message": self.message}
+
+
+class SignRow(TypedDict):
+    """A sign in a summary."""
+
+    name: str
+    round: int
+    message: str
 
 
 class HealthWatch:
@@ -53,9 +65,9 @@ class HealthWatch:
             self.signs[sign.name] = sign
             self._note(f"watch, round {sign.round}: {sign.message}" if sign.round else f"watch: {sign.message}")
 
-    def summary(self) -> list[dict[str, Any]]:
+    def summary(self) -> list[SignRow]:
         """The signs seen, by round."""
-        return [asdict(sign) for sign in sorted(self.signs.values(), key=lambda sign: sign.round)]
+        return [sign.row() for sign in sorted(self.signs.values(), key=lambda sign: sign.round)]
 
 
 def signs_at(rows: list[Row], watch: Watch) -> list[Sign]:
