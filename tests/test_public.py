@@ -50,10 +50,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 def test_the_trainer_needs_neither_diffusers_nor_transformers() -> None:
     code = "import stepalign, sys; stepalign.Trainer; stepalign.RECIPES; print(*sys.modules)"
-    loaded = set(run("-c", code).split())
+    page = "import stepalign.reports.judge, stepalign.reports.run; print('matplotlib' in sys.modules)"
+    loaded = set(run("-c", f"{code}; {page}").split())
     assert "torch" in loaded
     assert not loaded & {"diffusers", "transformers", "peft"}
+    assert "False" in loaded, "only writing a page loads matplotlib"
 
 
 def test_the_command_line_runs_as_a_module() -> None:
-    assert "stepalign " in run("-m", "stepalign", "env")
+    assert "usage: stepalign" in run("-m", "stepalign", "--help")

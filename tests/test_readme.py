@@ -23,7 +23,16 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer steps and prompts."""
     (block,) = blocks("docs/python.md", "python")
+    smaller = {
+        '"prompts_per_round": 4': '"prompts_per_round": 1',
+        '{"num_prompts": 8}': '{"num_prompts": 2}, "base": {"num_steps": 2}, "branching": {"num_candidates": 2}',
+        "guidance_scale=2.0": "guidance_scale=2.0, num_inference_steps=2",
+    }
+    for printed, less in smaller.items():
+        assert printed in block
+        block = block.replace(printed, less)
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "docs/python.md", "exec"), {})
     with Image.open(tmp_path / "runs/from-python/circle.png") as image:

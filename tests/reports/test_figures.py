@@ -13,7 +13,6 @@ from PIL import Image
 from stepalign.cli.main import main
 from stepalign.core.sampler import DDIM
 from stepalign.reports.figures import WEIGHTINGS, gains_panels, plot_weights, timestep_weights, weights_panels
-from stepalign.runs.gains import measure_gains
 from stepalign.runs.job import run
 from stepalign.runs.recipes import RECIPES
 from stepalign.support.config import change
@@ -68,10 +67,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = change(
         RECIPES["gradspo-miniature"],
         {
-            "base": {"num_steps": 4},
+            "base": {"num_steps": 2},
             "branching": {"num_candidates": 2, "timestep_range": [0, 999]},
-            "training": {"num_rounds": 1, "prompts_per_round": 2, "learning_rate": 0.01},
-            "evaluation": {"num_prompts": 3, "batch_size": 2},
+            "training": {"num_rounds": 1, "prompts_per_round": 1, "learning_rate": 0.01},
+            "evaluation": {"num_prompts": 2, "batch_size": 2},
         },
     )
     output = tmp_path_factory.mktemp("runs") / "run"
@@ -79,30 +78,25 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_gains_are_measured_at_every_timestep_and_end_in_the_evaluations(finished_run: Path) -> None:
+def test_the_command_draws_a_runs_gains_at_every_timestep_to_those_of_the_evaluation(
+    finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """At 0 the samples are those of the run's evaluation, so that their mean scores are the summary's."""
-    gains = measure_gains(finished_run, num_prompts=8)
-    summary = json.loads((finished_run / "summary.json").read_text())["scores"]
-    assert gains.keys() == summary.keys() == {"judge", "aesthetic", "alignment"}
-    for metric, rows in gains.items():
-        assert list(rows) == ["751", "501", "251", "1", "0"]
-        assert rows["0"]["base"] == pytest.approx(summary[metric]["base"], abs=1e-5)
-        assert rows["0"]["aligned"] == pytest.approx(summary[metric]["aligned"], abs=1e-5)
-    assert any(row["difference"] != 0 for row in gains["judge"].values())
-    sampling = json.loads((finished_run / "summary.json").read_text())["sampling"]
-    expected = {"num_prompts": 3, "sampling": sampling, "gains": gains}
-    assert json.loads((finished_run / "gains.json").read_text()) == expected
-
-
-def test_the_command_draws_a_runs_gains(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plot", "gains", str(finished_run), "--num-prompts", "2"]) == 0
+    assert main(["plot", "gains", str(finished_run), "--num-prompts", "8"]) == 0
     assert capsys.readouterr().out.strip() == str(finished_run / "gains.png")
-    picture = (finished_run / "gains.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    assert (finished_run / "gains.png").read_bytes().startswith(b"\x89PNG")
     page = (finished_run / "report.html").read_text()
     assert page.count('<source media="(prefers-color-scheme: dark)"') == 2 + 3, "weights, and a gain in every metric"
     assert "figure 2a" in page
     assert "figure 2b" in page
+    summary, found = (json.loads((finished_run / f"{name}.json").read_text()) for name in ("summary", "gains"))
+    assert (found["num_prompts"], found["sampling"]) == (2, summary["sampling"])
+    assert found["gains"].keys() == summary["scores"].keys() == {"judge", "aesthetic", "alignment"}
+    for metric, rows in found["gains"].items():
+        assert list(rows) == ["501", "1", "0"]
+        assert rows["0"]["base"] == pytest.approx(summary["scores"][metric]["base"], abs=1e-5)
+        assert rows["0"]["aligned"] == pytest.approx(summary["scores"][metric]["aligned"], abs=1e-5)
+    assert any(row["difference"] != 0 for row in found["gains"]["judge"].values())
 
 
 def test_a_directory_that_is_no_run_has_no_gains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
