@@ -183,7 +183,7 @@ def test_style_is_that_of_the_pictures_as_they_would_be_saved() -> None:
     [
         ({"guard": {"every": -1}}, r"guard\.every must be at least 0, got -1"),
         ({"guard": {"num_prompts": 1}}, r"guard\.num_prompts must be at least 2, for an interval, got 1"),
-        ({"guard": {"action": "shout"}}, r"guard\.action is one of warn, stop; got 'shout'"),
+        ({"guard": {"action": "shout"}}, r"guard\.action takes warn\|stop; got 'shout'"),
         ({"evaluation": {"prompts": None}}, r"guard\.every must be 0 without evaluation\.prompts and"),
         ({"evaluation": {"oracles": []}}, r"evaluation\.scorers, held-out metrics for it to watch, got 1"),
     ],

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from stepalign.support.config import nearest, override, parse_flags, to_plain
+from stepalign.support.config import override, parse_flags, to_plain
+from stepalign.support.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,19 @@ class Inner:
 
 
 @dataclass(frozen=True)
+class Plain:
+    kind: Literal["plain"] = "plain"
+    beta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scaled:
+    kind: Literal["scaled"] = "scaled"
+    beta: float = 2.0
+    scale: int = 3
+
+
+@dataclass(frozen=True)
 class Outer:
     name: str = "x"
     mode: Literal["fast", "slow"] = "fast"
@@ -31,6 +45,7 @@ class Outer:
     loud: bool = False
     path: str | None = None
     inner: Inner = field(default_factory=Inner)
+    loss: Plain | Scaled = Plain(beta=5.0)
 
 
 def changed(**changes: Any) -> Outer:
@@ -53,9 +68,9 @@ def test_nested_fields_change_and_the_rest_stays() -> None:
 @pytest.mark.parametrize(
     ("name", "given", "kept"),
     [
-        *(("rate", 1, 1.0), ("rate", "1e-4", 1e-4), ("steps", 4.0, 4), ("steps", "4", 4)),
+        *(("rate", 1, 1.0), ("rate", "1e-4", 1e-4), ("steps", 4.0, 4), ("steps", "4", 4), ("steps", "1e3", 1000)),
         *(("window", [0, 250], (0, 250)), ("names", ["a", "b"], ("a", "b")), ("names", "a", ("a",)), ("names", [], ())),
-        *(("limit", None, None), ("limit", "None", None), ("limit", 2, 2.0)),
+        ("limit", 2, 2.0),
     ],
 )
 def test_values_become_what_their_field_holds(name: str, given: Any, kept: Any) -> None:
@@ -68,9 +83,18 @@ def test_text_may_look_like_a_number() -> None:
     assert changed(name=5).name == "5"
 
 
-@pytest.mark.parametrize("value", ["clamp", "rms", None])
-def test_choices_may_include_nothing(value: str | None) -> None:
-    assert changed(region=value).region == value
+@pytest.mark.parametrize(
+    ("changes", "loss"),
+    [
+        ({"beta": 3}, Plain(beta=3.0)),
+        ({"kind": "plain"}, Plain(beta=5.0)),
+        ({"kind": "scaled"}, Scaled(beta=2.0)),
+        ({"kind": "scaled", "scale": 4}, Scaled(scale=4)),
+    ],
+    ids=str,
+)
+def test_the_kind_decides_the_member_of_a_union(changes: dict[str, Any], loss: Plain | Scaled) -> None:
+    assert changed(loss=changes).loss == loss
 
 
 @pytest.mark.parametrize(
@@ -78,36 +102,32 @@ def test_choices_may_include_nothing(value: str | None) -> None:
     [
         ({"rat": 1}, "there is no field rat"),
         ({"inner": {"stepz": 1}}, r"there is no field inner\.stepz \(nearest: inner\.steps"),
-        ({"inner": {"rate": "quick"}}, r"inner\.rate is a number; got 'quick'"),
-        ({"inner": {"rate": True}}, r"inner\.rate is a number; got True"),
-        ({"inner": {"rate": None}}, r"inner\.rate is a number; got None"),
-        ({"inner": {"steps": 2.5}}, r"inner\.steps is a whole number; got 2\.5"),
-        ({"inner": {"steps": True}}, r"inner\.steps is a whole number; got True"),
-        ({"inner": {"steps": float("inf")}}, r"inner\.steps is a whole number; got inf"),
-        ({"inner": {"window": [1, 2, 3]}}, r"inner\.window takes 2 values, got 3"),
-        ({"inner": {"window": 1}}, r"inner\.window takes 2 values, got 1"),
-        ({"inner": {"window": ["a", 2]}}, r"inner\.window is a whole number; got 'a'"),
-        ({"inner": {"names": [True]}}, r"inner\.names cannot be True"),
+        ({"inner": {"rate": "quick"}}, r"inner\.rate takes NUMBER; got 'quick'"),
+        ({"inner": {"rate": True}}, r"inner\.rate takes NUMBER; got True"),
+        ({"inner": {"rate": "nan"}}, r"inner\.rate takes NUMBER; got 'nan'"),
+        ({"inner": {"steps": 2.5}}, r"inner\.steps takes INTEGER; got 2\.5"),
+        ({"inner": {"steps": True}}, r"inner\.steps takes INTEGER; got True"),
+        ({"inner": {"steps": float("inf")}}, r"inner\.steps takes INTEGER; got inf"),
+        ({"inner": {"window": [1, 2, 3]}}, r"inner\.window takes INTEGER INTEGER; got \[1, 2, 3\]"),
+        ({"inner": {"window": 1}}, r"inner\.window takes INTEGER INTEGER; got 1"),
+        ({"inner": {"window": ["a", 2]}}, r"inner\.window takes INTEGER INTEGER; got \['a', 2\]"),
+        ({"inner": {"names": [True]}}, r"inner\.names takes TEXT \.\.\.; got \[True\]"),
         ({"inner": 3}, r"inner has fields of its own, such as inner\.rate; got 3"),
-        ({"mode": "quick"}, r"mode is one of fast, slow; got 'quick'"),
-        ({"region": "clmp"}, r"region is one of clamp, rms; got 'clmp'"),
-        ({"loud": "yes"}, r"loud is true or false; got 'yes'"),
-        ({"loud": 1}, r"loud is true or false; got 1"),
-        ({"name": None}, r"name cannot be None"),
-        ({"name": ["a"]}, r"name cannot be \['a'\]"),
-        ({"name": {"a": 1}}, r"name cannot be \{'a': 1\}"),
+        ({"mode": "quick"}, r"mode takes fast\|slow; got 'quick'"),
+        ({"region": "clmp"}, r"region takes clamp\|rms\|none; got 'clmp'"),
+        ({"loud": "yes"}, r"loud takes true\|false; got 'yes'"),
+        ({"loud": 1}, r"loud takes true\|false; got 1"),
+        ({"loss": {"scale": 1}}, r"there is no field loss\.scale"),
+        ({"loss": {"kind": "x"}}, r"loss\.kind takes plain\|scaled; got 'x'"),
+        ({"loss": "scaled"}, r"loss has fields of its own, such as loss\.kind; got 'scaled'"),
+        ({"name": None}, r"name takes TEXT; got None"),
+        ({"name": ["a"]}, r"name takes TEXT; got \['a'\]"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_refused_naming_the_field(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         override(Outer(), changes)
-
-
-@pytest.mark.parametrize("value", [float("nan"), "nan", float("inf")])
-def test_a_number_is_a_finite_number(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"inner\.rate"):
-        changed(inner={"rate": value})
 
 
 def test_a_dataclasss_own_checks_apply() -> None:

@@ -33,11 +33,9 @@ class Command:
     memory_advice: str = MEMORY_ADVICE
     """What helps when memory runs out, after "try"."""
 
-    def parse(self, words: list[str]) -> argparse.Namespace:
-        """The words after the command's name as arguments; raises UsageError for words that the command does not take.
-
-        `--help` prints the help and raises SystemExit.
-        """
+    def parse(self, words: list[str]) -> argparse.Namespace | None:
+        """The words after the command's name as arguments, None where `--help` among them has printed the help; raises
+        UsageError for words that the command does not take."""
         parser = Parser(
             prog=f"stepalign {self.name}",
             description=f"{self.help[0].upper()}{self.help[1:]}.",
@@ -45,7 +43,10 @@ class Command:
             conflict_handler="resolve",  # a command may have a --help of its own
         )
         self.add_arguments(parser)
-        arguments, rest = parser.parse_known_args(words)
+        try:
+            arguments, rest = parser.parse_known_args(words)
+        except SystemExit:
+            return None
         if rest and not self.takes_fields:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.fields = rest

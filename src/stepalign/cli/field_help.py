@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import textwrap
-import types
 import typing
 from collections.abc import Iterator
 from typing import Any
 
 from docstring_parser import parse_from_object
 
-TYPES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false", types.NoneType: "none"}
+from stepalign.support.config import type_name
+
 MAX_WIDTH = 100
 
 
@@ -37,9 +37,9 @@ def _fields(value: Any, prefix: str = "", kinds: str = "") -> Iterator[tuple[str
         path, hint, item = f"{prefix}{field.name}", hints[field.name], getattr(value, field.name)
         if dataclasses.is_dataclass(item):
             members = typing.get_args(hint)
-            yield from _fields(item, f"{path}.", "|".join(_type_name(_kind_of(member)) for member in members))
+            yield from _fields(item, f"{path}.", "|".join(type_name(_kind_of(member)) for member in members))
         else:
-            kind = kinds if field.name == "kind" and kinds else _type_name(hint)
+            kind = kinds if field.name == "kind" and kinds else type_name(hint)
             yield path, kind, _plain(item), meanings.get(field.name, "")
 
 
@@ -56,20 +56,6 @@ def _meanings(kind: type) -> dict[str, str]:
         if dataclasses.is_dataclass(base)
         for field in parse_from_object(base).params
     }
-
-
-def _type_name(hint: Any) -> str:
-    arguments = typing.get_args(hint)
-    match typing.get_origin(hint):
-        case typing.Union | types.UnionType:
-            return "|".join(map(_type_name, arguments))
-        case typing.Literal:
-            return "|".join(map(str, arguments))
-        case builtin if builtin is tuple:
-            if arguments[-1] is Ellipsis:
-                return f"{_type_name(arguments[0])} ..."
-            return " ".join(map(_type_name, arguments))
-    return TYPES[hint]
 
 
 def _plain(value: Any) -> str:

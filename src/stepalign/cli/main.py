@@ -44,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             command = find_command(words[0])
             arguments = command.parse(words[1:])
+            if arguments is None:  # --help was printed
+                return 0
             output = command.output(arguments)
             status = command.run(arguments)
             sys.stdout.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from itertools import groupby
 
 from stepalign.cli.command import Command
@@ -17,7 +16,7 @@ from stepalign.cli.push_judge import PUSH_JUDGE
 from stepalign.cli.sweep import SWEEP
 from stepalign.cli.train import TRAIN
 from stepalign.cli.train_judge import TRAIN_JUDGE
-from stepalign.support.errors import UsageError
+from stepalign.support.errors import UsageError, nearest
 
 COMMANDS = (
     *(DEMO, TRAIN, SWEEP),
@@ -33,8 +32,7 @@ def find_command(name: str) -> Command:
     for command in COMMANDS:
         if command.name == name:
             return command
-    close = get_close_matches(name, [command.name for command in COMMANDS], n=1)
-    hint = f" (nearest: {close[0]})" if close else ""
+    hint = nearest(name, [command.name for command in COMMANDS])
     raise UsageError(f"there is no command {name!r}{hint}; `stepalign --help` lists the commands")
 
 

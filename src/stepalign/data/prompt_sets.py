@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stepalign.data.prompt_files import ENDINGS, column_of, read_prompt_file
-from stepalign.support.config import nearest
+from stepalign.support.errors import nearest
 from stepalign.support.hub import reach_hub
 from stepalign.support.parsing import parse_json
 from stepalign.support.prompt_text import check_prompt

@@ -1,23 +1,27 @@
-"""Frozen dataclasses from nested plain values: what YAML files and command lines say."""
+"""Recipes as frozen dataclasses from YAML files and command-line flags; pydantic converts the value of each field."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from stepalign.support.errors import nearest
 from stepalign.support.parsing import check_text, is_nothing, parse_yaml, read_text
 from stepalign.support.relative_paths import absolute
 
 T = TypeVar("T")
-NUMBERS = {int: "a whole number", float: "a number", bool: "true or false"}
+CONFIG = ConfigDict(allow_inf_nan=False, coerce_numbers_to_str=True)
+TYPES = {int: "INTEGER", float: "NUMBER", str: "TEXT", bool: "true|false", types.NoneType: "none"}
+PLAIN = (str, int, float, types.NoneType)
+"""Types of values in YAML that a field may hold, apart from true and false."""
 
 
 def override(value: T, changes: Mapping[Any, Any], prefix: str = "") -> T:
@@ -31,12 +35,13 @@ def override(value: T, changes: Mapping[Any, Any], prefix: str = "") -> T:
         path = f"{prefix}{key}"
         if key not in hints:
             raise ValueError(f"there is no field {path}{nearest(path, [f'{prefix}{name}' for name in hints])}")
-        if not dataclasses.is_dataclass(hints[key]):
+        part = getattr(value, key)
+        if not dataclasses.is_dataclass(part):
             new[key] = _convert(change, hints[key], path)
         elif isinstance(change, Mapping):
-            new[key] = override(getattr(value, key), change, f"{path}.")
+            new[key] = override(_member(part, hints[key], change, path), change, f"{path}.")
         else:
-            raise ValueError(f"{path} has fields of its own, such as {path}.{_first_field(hints[key])}; got {change!r}")
+            raise ValueError(f"{path} has fields of its own, such as {path}.{_first_field(part)}; got {change!r}")
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
 
 
@@ -129,10 +134,19 @@ def require(holds: bool, field: str, value: object, what: str) -> None:
         raise ValueError(f"{field} must be {what}, got {value}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """ " (nearest: ...)" with the known words most like this one, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f" (nearest: {', '.join(close)})" if close else ""
+def type_name(hint: Any) -> str:
+    """What a field takes, in help and in errors: INTEGER, fast|slow, NUMBER|none, TEXT ... and the like."""
+    arguments = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case typing.Union | types.UnionType:
+            return "|".join(map(type_name, arguments))
+        case typing.Literal:
+            return "|".join(map(str, arguments))
+        case builtin if builtin is tuple:
+            if arguments[-1] is Ellipsis:
+                return f"{type_name(arguments[0])} ..."
+            return " ".join(map(type_name, arguments))
+    return TYPES[hint]
 
 
 def to_plain(value: Any) -> Any:
@@ -149,46 +163,34 @@ def _read(text: str) -> Any:
         return text
 
 
-def _first_field(kind: Any) -> str:
-    return dataclasses.fields(kind)[0].name
+def _first_field(part: Any) -> str:
+    return dataclasses.fields(part)[0].name
+
+
+def _member(part: Any, hint: Any, change: Mapping[Any, Any], path: str) -> Any:
+    """What a nested change begins with: the dataclass there is, or another of its union with defaults, by `kind`."""
+    members = typing.get_args(hint)
+    if not members or change.get("kind", part.kind) == part.kind:
+        return part
+    kinds = {typing.get_args(typing.get_type_hints(member)["kind"])[0]: member for member in members}
+    kind = _convert(change["kind"], Literal[tuple(kinds)], f"{path}.kind")
+    return kinds[kind]()
 
 
 def _convert(value: Any, hint: Any, path: str) -> Any:
-    """The value as the type a field is annotated with, where nothing is lost."""
-    arguments = typing.get_args(hint)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if is_nothing(value) and type(None) in arguments:
-            return None
-        return _convert(value, next(kind for kind in arguments if kind is not type(None)), path)
-    if typing.get_origin(hint) is Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"{path} is one of {', '.join(map(str, arguments))}; got {value!r}")
-    if typing.get_origin(hint) is tuple:
-        if is_nothing(value) and arguments[-1] is Ellipsis:
-            return ()
-        items = list(value) if isinstance(value, list | tuple) else [value]
-        kinds = arguments[:1] * len(items) if arguments[-1] is Ellipsis else arguments
-        if len(items) != len(kinds):
-            raise ValueError(f"{path} takes {len(kinds)} values, got {len(items)}")
-        return tuple(_convert(item, kind, path) for item, kind in zip(items, kinds, strict=True))
-    if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return check_text(str(value), path)
-    if hint in NUMBERS:
-        number = _number(value, hint)
-        if number is not None:
-            return number
-        raise ValueError(f"{path} is {NUMBERS[hint]}; got {value!r}")
-    raise ValueError(f"{path} cannot be {value!r}")
-
-
-def _number(value: Any, hint: type) -> bool | int | float | None:
-    if hint is bool or isinstance(value, bool):
-        return value if hint is bool and isinstance(value, bool) else None
-    try:
-        number = float(value)  # YAML reads 1e-4 as text
-    except (TypeError, ValueError):
-        return None
-    if hint is int:
-        return int(number) if number.is_integer() else None
-    return number if math.isfinite(number) else None
+    """The value as the type of a field, where nothing is lost; one value stands for a tuple of any length."""
+    kinds = {typing.get_origin(kind) or kind for kind in (hint, *typing.get_args(hint))}
+    listed = list(value) if isinstance(value, list | tuple) else [value]
+    for text in (item for item in listed if isinstance(item, str)):
+        check_text(text, path)
+    given = listed if tuple in kinds else value
+    if is_nothing(value) and kinds & {types.NoneType, Ellipsis}:
+        given = () if Ellipsis in kinds else None
+    elif int in kinds and isinstance(value, str):
+        with suppress(ValueError):
+            given = float(value)  # YAML reads 1e4 as text
+    allowed = (bool, types.NoneType) if bool in kinds else PLAIN
+    with suppress(ValidationError):
+        if all(type(item) in allowed for item in listed):
+            return TypeAdapter(hint, config=CONFIG).validate_python(given)
+    raise ValueError(f"{path} takes {type_name(hint)}; got {value!r}")

@@ -5,6 +5,7 @@ What a user, a file, a disk or memory can cause is explained; of anything else t
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
@@ -12,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,6 +77,12 @@ def say(line: str) -> None:
     rank = "" if _is_main_process() else f" (process {os.environ['RANK']})"
     with suppress(OSError):  # a closed terminal has nobody to tell
         print(f"stepalign{rank}: {one_line(line)}", file=sys.stderr, flush=True)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (nearest: ...)" with the known words most like this one, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f" (nearest: {', '.join(close)})" if close else ""
 
 
 def one_line(text: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageOps
 
-from stepalign.support.config import nearest
+from stepalign.support.errors import nearest
 
 TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
