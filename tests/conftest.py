@@ -62,6 +62,15 @@ def hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stepalign.support.hub._answers", [""])
 
 
+@pytest.fixture(scope="module")
+def without_report() -> Iterator[None]:
+    """Alignment runs of a module's tests leave out the report's plots and page, a third of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stepalign.runs.job.weights_panels", lambda *_: [])
+        patch.setattr("stepalign.runs.job.write_report", lambda *_, **__: None)
+        yield
+
+
 @pytest.fixture
 def signals_arrive() -> Iterator[None]:
     """Signals that whoever started the tests has them ignore, as `nohup` and `&` do, arrive in this test."""

@@ -175,14 +175,8 @@ class Killer(NullWatcher):
         self._tick("round")
 
 
-@pytest.mark.parametrize(
-    ("moment", "count", "rounds_left"),
-    [
-        pytest.param("sample", 5, 3, marks=pytest.mark.slow),
-        ("train", 6, 1),
-        pytest.param("evaluate", 2, 0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "count", "rounds_left"), [("sample", 5, 3), ("train", 6, 1), ("evaluate", 2, 0)])
 def test_a_killed_run_resumes_from_its_checkpoint_to_the_same_end(
     moment: str,
     count: int,

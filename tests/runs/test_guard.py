@@ -111,7 +111,7 @@ def test_the_first_levels_bound_the_whole_run() -> None:
 
 @pytest.mark.parametrize("other_prompts", [True, False])
 def test_few_healthy_runs_ever_alarm(other_prompts: bool) -> None:
-    """150 runs of 20 measurements of an unchanged metric with 32 prompts, the judge rising: a test against the best
+    """60 runs of 20 measurements of an unchanged metric with 32 prompts, the judge rising: a test against the best
     earlier mean at 95 % alarms in 88 %."""
     rng, alarms = np.random.default_rng(0), 0
     level = screening_level(20, 1, independent=other_prompts)
@@ -119,12 +119,12 @@ def test_few_healthy_runs_ever_alarm(other_prompts: bool) -> None:
     def measured(number: int) -> dict[str, list[float]]:
         return {"judge": (number + rng.normal(size=32)).tolist(), "hps": rng.normal(size=32).tolist()}
 
-    for _ in range(150):
+    for _ in range(60):
         base = measured(0)
         rows = [measured(number) for number in range(1, 21)]
         found = [(falls(base, model, level=level), model) for model in rows]
         alarms += any(confirmed(fell, measured(0), measured(9)) for fell, _ in found)
-    assert alarms / 150 <= 0.05
+    assert alarms / 60 <= 0.05
 
 
 def test_of_equally_good_rounds_it_is_the_first() -> None:

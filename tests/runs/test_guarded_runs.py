@@ -258,7 +258,7 @@ def test_an_interrupted_run_ends_with_the_rows_and_bits_of_one_left_alone(
     assert without_work(summary) == without_work(expected)
 
 
-@pytest.mark.parametrize("moment", ["round 1", "round 3", "the guard of round 2"])
+@pytest.mark.parametrize("moment", [pytest.param("round 1", marks=pytest.mark.slow), "the guard of round 2"])
 def test_an_interruption_loses_none_of_the_guards_work(moment: str, go: Go, warned: Ended, tmp_path: Path) -> None:
     changes = {"guard": {"action": "warn"}}
     interrupted(go, tmp_path / "run", moment, **changes)

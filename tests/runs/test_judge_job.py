@@ -139,8 +139,9 @@ def test_the_written_judge_is_the_checkpoints_in_full_precision(finished: Path) 
     assert judge.vision_model.adaLN_modulation[1].weight.any(), "trained"
 
 
+@pytest.mark.usefixtures("without_report")
 def test_the_written_judge_judges_in_a_run(finished: Path, tmp_path: Path) -> None:
-    small = "--training.num_rounds 1 --training.prompts_per_round 2 --base.num_steps 3 --branching.num_candidates 2"
+    small = "--training.num_rounds 1 --training.prompts_per_round 1 --base.num_steps 2 --branching.num_candidates 2"
     words = [*small.split(), "--judge.path", str(finished / "judge"), "--evaluation.num_prompts", "2"]
     assert main(["train", "gradspo-miniature", *words, "--output", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run/summary.json").read_text())["scores"]["judge"]

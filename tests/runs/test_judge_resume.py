@@ -27,9 +27,9 @@ from stepalign.training.judge_trainer import JudgeState, JudgeTrainer
 Factory = pytest.TempPathFactory
 SUICIDE = """
 import os, signal, sys, torch
-from stepalign.judge_job import run_judge
-from stepalign.judge_recipes import load_judge_recipe
-from stepalign.run_directory import NullWatcher
+from stepalign.runs.judge_job import run_judge
+from stepalign.runs.judge_recipes import load_judge_recipe
+from stepalign.support.watcher import NullWatcher
 
 class Suicide(NullWatcher):
     def round(self, row, total):
@@ -83,19 +83,13 @@ def assert_same(one: Path, other: Path) -> None:
     assert json.dumps(summary(one)) == json.dumps(summary(other))
 
 
-def test_the_same_seed_trains_the_same_judge_and_another_seed_another(
-    finished: Path, tmp_path: Path, tmp_path_factory: Factory
-) -> None:
-    again = trained(["train-judge", str(finished / "recipe.yaml")], tmp_path / "again")
-    assert_same(again, finished)
-    short = "--seed 1 --training.num_steps 1 --evaluation.timesteps 0"
-    other = trained(command(tmp_path_factory, short), tmp_path / "other")
-    assert rows(other)[0]["loss"] != rows(finished)[0]["loss"]
+def test_the_same_seed_trains_the_same_judge(finished: Path, tmp_path: Path) -> None:
+    assert_same(trained(["train-judge", str(finished / "recipe.yaml")], tmp_path / "again"), finished)
 
 
 @pytest.mark.parametrize(
     ("stops", "num_steps_left"),
-    [([("step", 1), ("step", 3), ("step", 2)], 2), ([("evaluate", 2)], 0)],
+    [([("step", 1), ("step", 3), ("step", 2)], 2), pytest.param([("evaluate", 2)], 0, marks=pytest.mark.slow)],
     ids=str,
 )
 def test_a_stopped_run_goes_on_from_its_last_checkpoint_to_the_same_end(

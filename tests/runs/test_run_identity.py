@@ -23,6 +23,8 @@ from stepalign.runs.sweep import run_sweep
 from stepalign.runs.sweep_file import directory, load_sweep
 from stepalign.support.config import change
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 
 def scale_a_weight(path: Path) -> None:
     weights = load_file(path)
