@@ -1,11 +1,11 @@
-"""What a judge's choice is worth at every timestep: from the best and the worst of a pool, the pictures they lead to.
+"""What a judge's choice is worth at every timestep: from the best and the worst of a pool, the images they lead to.
 
     python benchmarks/choices.py [--recipe spo-miniature] [--num-prompts 108] [--output FILE.json]
 
 Trajectories of the untrained base model branch at every step, k candidates each; the pool's best and its worst are
-both led to a picture without further noise, and the oracle scores the two. Where best and worst do not differ in the
+both led to an image without further noise, and the oracle scores the two. Where best and worst do not differ in the
 end, training on that timestep can teach nothing; where the trajectories themselves end elsewhere than the model's own,
-pools are drawn from pictures that it would not draw. Done for trajectories that go on from a random candidate, from
+pools are drawn from images that it would not draw. Done for trajectories that go on from a random candidate, from
 the best and from the worst (SPO Tables 4 and 8).
 """
 
@@ -88,7 +88,7 @@ def measure(recipe: Recipe, parts: Parts, prompts: list[str], rule: Continuation
 
 
 def worth(parts: Parts, pool: Pool, prompts: list[str]) -> Tensor:
-    """The oracle's score of the best candidate's picture less that of the worst's, per prompt."""
+    """The oracle's score of the best candidate's image less that of the worst's, per prompt."""
     candidates = pool.candidates
     order = torch.stack([candidates.scores.argmax(1), candidates.scores.argmin(1)], 1)
     rows = torch.arange(len(order), device=order.device)[:, None]

@@ -1,10 +1,10 @@
-"""What scoring costs: pictures per second by scorer, the share that preparing them takes, and how often networks run.
+"""What scoring costs: images per second by scorer, the share that preparing them takes, and how often networks run.
 
     python benchmarks/evaluation.py [--size tiny|full] [--output FILE.json]
 
 Weights are random. "tiny" has towers of two layers, and shows what is spent around the networks. "full" has the
 architectures of the published scorers and wants a GPU with 16 GB. All scorers are measured in one process, one after
-another on the same pictures, in rounds, so that their ratios mean something where seconds do not.
+another on the same images, in rounds, so that their ratios mean something where seconds do not.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from stepalign.scorers.aesthetic import AestheticScore
 from stepalign.scorers.clip_score import CLIPScore
 from stepalign.scorers.hps import HPS, letter_box
 from stepalign.scorers.image_reward import ImageReward, RewardNetwork
-from stepalign.scorers.load import score_pictures
+from stepalign.scorers.load import score_images
 from stepalign.scorers.pickscore import PickScore
 from stepalign.scorers.preparation import as_tensor, clip_pixels
 from stepalign.scorers.score_head import ScoreHead
@@ -58,17 +58,17 @@ class Measured:
 
     scorer: Scorer
     prepare: Callable[[Image.Image], object]
-    """What it does to a picture before its network."""
+    """What it does to an image before its network."""
     calls: Counter[str]
-    """Rows through the towers: "picture" and "prompt"."""
+    """Rows through the towers: "image" and "prompt"."""
 
 
 def main() -> None:
     """Measure every scorer in rounds and print a table."""
-    parser = argparse.ArgumentParser(description="Pictures per second of every scorer, with random weights.")
+    parser = argparse.ArgumentParser(description="Images per second of every scorer, with random weights.")
     parser.add_argument("--size", choices=["tiny", "full"], default="tiny")
-    parser.add_argument("--pictures", type=int, default=32, help="a round's, four to a prompt")
-    parser.add_argument("--pixels", type=int, default=512, help="height and width of a picture")
+    parser.add_argument("--images", type=int, default=32, help="a round's, four to a prompt")
+    parser.add_argument("--pixels", type=int, default=512, help="height and width of an image")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5, help="measured, after one that is not")
     parser.add_argument("--output", type=Path, default=None, help="where to write the figures as JSON")
@@ -76,7 +76,7 @@ def main() -> None:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scorers = make_scorers(arguments.size, device)
-    rows = measure(scorers, arguments.pictures, arguments.pixels, arguments.batch_size, arguments.rounds)
+    rows = measure(scorers, arguments.images, arguments.pixels, arguments.batch_size, arguments.rounds)
     print(table(rows))
     if arguments.output is not None:
         settings = {key: value for key, value in vars(arguments).items() if key != "output"}
@@ -86,31 +86,31 @@ def main() -> None:
 
 def table(rows: dict[str, dict[str, float]]) -> str:
     """The scorers against PickScore as Markdown."""
-    first = rows["pickscore"]["pictures_per_second"]
-    lines = ["| scorer | pictures per s | ÷ PickScore's | preparing, of the time | a picture | a prompt |"]
+    first = rows["pickscore"]["images_per_second"]
+    lines = ["| scorer | images per s | ÷ PickScore's | preparing, of the time | an image | a prompt |"]
     lines += ["|---|---|---|---|---|---|"]
     for name, row in rows.items():
-        speed = row["pictures_per_second"]
-        share, pictures, prompts = row["preparing"], row["network_per_picture"], row["network_per_prompt"]
-        lines.append(f"| {name} | {speed:.1f} | {speed / first:.2f} | {share:.2f} | {pictures:.2f} | {prompts:.2f} |")
+        speed = row["images_per_second"]
+        share, images, prompts = row["preparing"], row["network_per_image"], row["network_per_prompt"]
+        lines.append(f"| {name} | {speed:.1f} | {speed / first:.2f} | {share:.2f} | {images:.2f} | {prompts:.2f} |")
     return "\n".join([*lines, "", "The last two columns are how often one goes through its tower; prompts repeat."])
 
 
 def measure(
-    scorers: dict[str, Measured], num_pictures: int, pixels: int, batch_size: int, num_rounds: int
+    scorers: dict[str, Measured], num_images: int, pixels: int, batch_size: int, num_rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Medians over rounds, in each of which every scorer sees the same new pictures and prompts."""
+    """Medians over rounds, in each of which every scorer sees the same new images and prompts."""
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     preparing: dict[str, list[float]] = {name: [] for name in scorers}
-    num_prompts = -(-num_pictures // 4)
+    num_prompts = -(-num_images // 4)
     for number in range(num_rounds + 1):
         rng = np.random.default_rng(number)
-        images = [Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), np.uint8)) for _ in range(num_pictures)]
-        prompts = [f"round {number}, a red ring and {index // 4} dots" for index in range(num_pictures)]
+        images = [Image.fromarray(rng.integers(0, 256, (pixels, pixels, 3), np.uint8)) for _ in range(num_images)]
+        prompts = [f"round {number}, a red ring and {index // 4} dots" for index in range(num_images)]
         for name, measured in scorers.items():
             measured.calls.clear()
             start = time.perf_counter()
-            score_pictures(measured.scorer, images, prompts, batch_size=batch_size)
+            score_images(measured.scorer, images, prompts, batch_size=batch_size)
             middle = time.perf_counter()
             for image in images:
                 measured.prepare(image)
@@ -119,16 +119,16 @@ def measure(
                 preparing[name].append(time.perf_counter() - middle)
     return {
         name: {
-            "pictures_per_second": num_pictures / median(seconds[name]),
+            "images_per_second": num_images / median(seconds[name]),
             "preparing": median(preparing[name]) / median(seconds[name]),
-            "network_per_picture": measured.calls["picture"] / num_pictures,
+            "network_per_image": measured.calls["image"] / num_images,
             "network_per_prompt": measured.calls["prompt"] / num_prompts,
         }
         for name, measured in scorers.items()
     }
 
 
-def watched(scorer: Scorer, size: int, *, pictures: nn.Module, prompts: nn.Module | None) -> Measured:
+def watched(scorer: Scorer, size: int, *, images: nn.Module, prompts: nn.Module | None) -> Measured:
     """A scorer whose towers count their rows."""
     calls: Counter[str] = Counter()
 
@@ -138,7 +138,7 @@ def watched(scorer: Scorer, size: int, *, pictures: nn.Module, prompts: nn.Modul
 
         return hook
 
-    pictures.register_forward_pre_hook(count("picture", "pixel_values"), with_kwargs=True)
+    images.register_forward_pre_hook(count("image", "pixel_values"), with_kwargs=True)
     if prompts is not None:
         prompts.register_forward_pre_hook(count("prompt", "input_ids"), with_kwargs=True)
     return Measured(scorer, lambda image: clip_pixels([image], size, "torchvision"), calls)
@@ -181,7 +181,7 @@ def clip_scorer(name: str, config: CLIPConfig, words: CLIPTokenizer, device: tor
             scorer = HPS(model, words, version="v2.1")
         case _:
             scorer = CLIPScore(model, words)
-    measured = watched(scorer, 224, pictures=model.vision_model, prompts=model.text_model)
+    measured = watched(scorer, 224, images=model.vision_model, prompts=model.text_model)
     if name == "hps-v2.1":
         return Measured(scorer, lambda image: letter_box(as_tensor(image)[None], 224, antialias=True), measured.calls)
     return measured
@@ -193,7 +193,7 @@ def aesthetic(config: CLIPConfig, device: torch.device) -> Measured:
     tower.projection_dim, tower.hidden_act = config.projection_dim, "quick_gelu"
     with device:
         backbone, head = CLIPVisionModelWithProjection(tower), ScoreHead(config.projection_dim)
-    return watched(AestheticScore(backbone, head), 224, pictures=backbone, prompts=None)
+    return watched(AestheticScore(backbone, head), 224, images=backbone, prompts=None)
 
 
 def image_reward(vision: dict[str, Any], reader: dict[str, Any], device: torch.device) -> Measured:
@@ -204,7 +204,7 @@ def image_reward(vision: dict[str, Any], reader: dict[str, Any], device: torch.d
     with device:
         network = RewardNetwork(BlipVisionConfig(**vision), text)
     scorer = ImageReward(network, BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}))
-    return watched(scorer, 224, pictures=network.vision, prompts=network.text)
+    return watched(scorer, 224, images=network.vision, prompts=network.text)
 
 
 if __name__ == "__main__":

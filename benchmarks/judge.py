@@ -86,7 +86,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
         times, memory = row["seconds"] / first["seconds"], row["peak_mb"] / first["peak_mb"]
         lines.append(f"| {name} | {row['seconds']:.3f} | {times:.2f} | {row['peak_mb']:,.0f} MB | {memory:.2f} |")
     encode, share = first["encode_seconds"] / first["seconds"], first["base_seconds"] / first["seconds"]
-    lines += ["", f"Encoding a step's pictures and prompts, which the cache saves: {encode:.2f} of a step's time."]
+    lines += ["", f"Encoding a step's images and prompts, which the cache saves: {encode:.2f} of a step's time."]
     lines += [f"The base model's x̂0 and their decoding: {share:.2f} of a step's time."]
     return "\n".join(lines)
 

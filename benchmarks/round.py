@@ -208,7 +208,7 @@ def full_size_trainer(size: str, recipe: Recipe, clock: Clock, device: torch.dev
         judge,
         recipe.objective,
         encode=lambda prompts: conditioning(size, len(prompts)).map(lambda value: value.to(device)),
-        prompts=[f"a picture, number {index}" for index in range(64)],
+        prompts=[f"an image, number {index}" for index in range(64)],
         latent_shape=(4, latent, latent),
         branching=recipe.branching,
         config=replace(recipe.training, min_gap=0.0),
@@ -227,7 +227,7 @@ def conditioning(size: str, num: int) -> Conditioning:
 
 
 def decoder(vae: AutoencoderKL, half: torch.dtype) -> Decode:
-    """Latents to pictures."""
+    """Latents to images."""
 
     def decode(x_0: Tensor) -> Tensor:
         return vae.decode((x_0 / vae.config.scaling_factor).to(half)).sample.float()

@@ -1,4 +1,4 @@
-"""Evaluated folders with known scores and tiny pictures, for the tests of comparisons."""
+"""Evaluated folders with known scores and tiny images, for the tests of comparisons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepalign.data.manifest import EVALUATION, ImageRow, ScoredRow, write_manif
 
 RECORD = ScorerRecord("pickscore", "org/PickScore", "ab" * 32, "RGB", "100 cos", True, {"torch": "2.13.0"})
 Score = Callable[[int, int], float]
-"""Of a picture by prompt_index and image_index."""
+"""Of an image by prompt_index and image_index."""
 
 
 def save_folder(
@@ -34,7 +34,7 @@ def save_folder(
     libraries: dict[str, str] | None = None,
     generation: dict[str, Any] | None = None,
 ) -> Path:
-    """Write an evaluated folder; every picture's first pixel is (colour, prompt_index, image_index)."""
+    """Write an evaluated folder; every image's first pixel is (colour, prompt_index, image_index)."""
     (path / "images").mkdir(parents=True)
     rows, scored = [], []
     for number in range(num_prompts):

@@ -87,7 +87,7 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 
 def write_pairs(folder: Path, *, num_prompts: int = 10, per_prompt: int = 2) -> Path:
-    """A .jsonl file of pairs of noisy pictures, every prompt with as many; the last pair is a tie."""
+    """A .jsonl file of pairs of noisy images, every prompt with as many; the last pair is a tie."""
     folder.mkdir(parents=True, exist_ok=True)
     generator, lines = np.random.default_rng(0), []
     for number in range(num_prompts * per_prompt):

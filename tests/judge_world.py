@@ -1,4 +1,4 @@
-"""A world in which people prefer bright pictures to dark ones, for the tests of the judge's training."""
+"""A world in which people prefer bright images to dark ones, for the tests of the judge's training."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ SMALL = JudgeTraining(
 # Pairs
 
 
-def picture(level: float, seed: int = 0) -> Image.Image:
+def an_image(level: float, seed: int = 0) -> Image.Image:
     """Noise around a level between 0 and 1."""
     pixels = level + 0.05 * np.random.default_rng(seed).standard_normal((*SIZE, 3))
     return Image.fromarray((255 * pixels).round().clip(0, 255).astype(np.uint8))
 
 
 def bright_or_dark(num: int, *, seed: int = 0) -> list[RawPair]:
-    """A bright and a dark picture in either order; people prefer the bright one, and every fifth pair is a tie."""
+    """A bright and a dark image in either order; people prefer the bright one, and every fifth pair is a tie."""
     rows = []
     for row in range(num):
         number = 1000 * seed + row
         first_is_bright = bool(np.random.default_rng(number).integers(2))
-        pictures = (picture(0.75, 2 * number), picture(0.25, 2 * number + 1))
+        some_images = (an_image(0.75, 2 * number), an_image(0.25, 2 * number + 1))
         label = 0.5 if row % 5 == 4 else float(first_is_bright)
-        images = pictures if first_is_bright else pictures[::-1]
+        images = some_images if first_is_bright else some_images[::-1]
         rows.append(RawPair(f"row {row}", PROMPTS[row // 2 % len(PROMPTS)], images, label, 1 / (1 + row % 4)))
     return rows
 
@@ -84,7 +84,7 @@ class Rows:
 
 
 class Encoders:
-    """A base model's encoders that remember their work: a prompt becomes its length, a picture one of half the size."""
+    """A base model's encoders that remember their work: a prompt becomes its length, an image one of half the size."""
 
     def __init__(self, *, delay: float = 0.0) -> None:
         self.delay = delay

@@ -18,7 +18,7 @@ from stepalign.training.held_out_scores import Generated
 
 PROMPTS = ["a cat", "a dog", "a house by the sea", "a tree", "two boats"]
 CASES = [(5, 3), (3, 5), (1, 1), (2, 0)]
-"""How many prompts are measured and how many pictures kept; with two processes the third leaves one without any."""
+"""How many prompts are measured and how many images kept; with two processes the third leaves one without any."""
 SHAPE = (3, 4, 4)
 
 

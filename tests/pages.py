@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 
 def assert_self_contained(result: Page) -> None:
-    """Check that a page with pictures asks nothing of a network, and forbids itself to."""
+    """Check that a page with images asks nothing of a network, and forbids itself to."""
     links = [a[name] or "" for _, a in result.elements for name in ("src", "href", "srcset", "xlink:href") if name in a]
     assert len(links) >= 5
     assert all(link.startswith(("data:", "#")) for link in links)
@@ -46,8 +46,8 @@ def assert_self_contained(result: Page) -> None:
     assert "default-src 'none'" in (policy or "")
 
 
-def pictures(*shape: int) -> Tensor:
-    """Random pictures of whole 8-bit levels, which a PNG keeps exactly."""
+def some_images(*shape: int) -> Tensor:
+    """Random images of whole 8-bit levels, which a PNG keeps exactly."""
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(0)) / 255
 
 
@@ -57,5 +57,5 @@ def decoded(image: dict[str, str | None]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-def levels(picture: Tensor) -> np.ndarray:
-    return (picture * 255).round().byte().permute(1, 2, 0).numpy()
+def levels(an_image: Tensor) -> np.ndarray:
+    return (an_image * 255).round().byte().permute(1, 2, 0).numpy()

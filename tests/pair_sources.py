@@ -1,4 +1,4 @@
-"""Tiny pictures and the sources of pairs they make, for the tests of `stepalign.data`."""
+"""Tiny images and the sources of pairs they make, for the tests of `stepalign.data`."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def png(colour: str) -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = {colour: png(colour) for colour in COLOURS}
+IMAGES = {colour: png(colour) for colour in COLOURS}
 NAMES = {Image.new("RGB", (1, 1), colour).getpixel((0, 0)): colour for colour in COLOURS}
 
 
 def stored(colour: str) -> Row:
-    return {"bytes": PICTURES[colour], "path": None}
+    return {"bytes": IMAGES[colour], "path": None}
 
 
 CHOSEN = [
@@ -50,10 +50,10 @@ def keep_to_itself(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def picture_folder(folder: Path) -> Path:
-    """A folder with a picture of each colour in `images`."""
+def image_folder(folder: Path) -> Path:
+    """A folder with an image of each colour in `images`."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for colour, data in PICTURES.items():
+    for colour, data in IMAGES.items():
         (folder / "images" / f"{colour}.png").write_bytes(data)
     return folder
 
@@ -93,16 +93,16 @@ KINDS = [
 
 
 def open_kind(kind: str, tmp_path: Path, **options: Any) -> PairSource:
-    """A source of a kind; those of rankings have five rows of three pictures, the others five pairs."""
-    pictures = picture_folder(tmp_path / "pictures")
+    """A source of a kind; those of rankings have five rows of three images, the others five pairs."""
+    images = image_folder(tmp_path / "images")
     paths = [f"images/{colour}.png" for colour in COLOURS]
     ranked = [{"prompt": f"cat {i}", "image_path": paths[:3], "rank": [1, 2, i]} for i in range(5)]
     match kind.removesuffix(" streamed"):
         case "jsonl":
             lines = [{"prompt": f"cat {i}", "chosen": paths[i % 4], "rejected": paths[(i + 1) % 4]} for i in range(5)]
-            path = jsonl(pictures, *lines)
+            path = jsonl(images, *lines)
         case "jsonl of rankings":
-            path = jsonl(pictures, *ranked)
+            path = jsonl(images, *ranked)
         case "folder":
             path = str(win_lose(tmp_path / "folder"))
         case "parquet":
@@ -123,7 +123,7 @@ def open_kind(kind: str, tmp_path: Path, **options: Any) -> PairSource:
                 {name: Dataset.from_list(rows, features=CHOSEN_FEATURES) for name, rows in parts.items()}
             ).save_to_disk(path)
         case _:
-            path = parquet(pictures / "ranked.parquet", ranked)
+            path = parquet(images / "ranked.parquet", ranked)
     return open_pairs(path, streaming=kind.endswith("streamed"), **options)
 
 
@@ -131,7 +131,7 @@ def win_lose(folder: Path) -> Path:
     for side, step in (("win", 0), ("lose", 1)):
         (folder / side).mkdir(parents=True, exist_ok=True)
         for i in range(5):
-            (folder / side / f"cat-{i}.png").write_bytes(PICTURES[COLOURS[(i + step) % 4]])
+            (folder / side / f"cat-{i}.png").write_bytes(IMAGES[COLOURS[(i + step) % 4]])
     for i in range(5):
         (folder / f"cat-{i}.txt").write_text(f"cat {i}\n", encoding="utf-8")
     return folder

@@ -24,13 +24,13 @@ def made(
     return prepare(source, folder, encoder=(encoders or Encoders()).of_pairs(**options), max_bad=max_bad)
 
 
-def pictures_of(row: RawPair) -> Tensor:
-    """Both pictures in [-1, 1]."""
+def images_of(row: RawPair) -> Tensor:
+    """Both images in [-1, 1]."""
     return torch.stack([to_tensor(image, SIZE) for image in read(row).images])
 
 
 def latents_of(*rows: RawPair) -> Tensor:
-    return torch.stack([Encoders().encode_images(pictures_of(row)) for row in rows])
+    return torch.stack([Encoders().encode_images(images_of(row)) for row in rows])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -42,7 +42,7 @@ class Cut(Exception):
 
 
 class CutEncoders(Encoders):
-    """Encoders whose process ends when it would encode the pictures after so many, or the prompts after so many."""
+    """Encoders whose process ends when it would encode the images after so many, or the prompts after so many."""
 
     def __init__(self, *, images: int = 1000, prompts: int = 1000) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def released_shapes(
 
 
 def random_weights() -> dict[str, Tensor]:
-    """A tiny model that tells pictures and prompts apart: weights that keep lengths, norms and biases off neutral."""
+    """A tiny model that tells images and prompts apart: weights that keep lengths, norms and biases off neutral."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
     for name, shape in released_shapes().items():
@@ -84,7 +84,7 @@ def attended(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 class ByHand:
-    """The reward of one picture and one prompt in float64, from the papers: ViT before-norm, BERT after-norm."""
+    """The reward of one image and one prompt in float64, from the papers: ViT before-norm, BERT after-norm."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = {name: value.double() for name, value in weights.items()}

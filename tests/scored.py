@@ -1,4 +1,4 @@
-"""Folders of small pictures, and scorers that remember what they were shown."""
+"""Folders of small images, and scorers that remember what they were shown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn import picture
+from drawn import an_image
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -26,16 +26,16 @@ FILES = ("results.json", "results.md", "scores.jsonl", "scores.parquet", "summar
 PROMPTS = ["two boats", "ein Fuß, ☃ und 猫", "a cat | a dog"]
 
 
-def save_pictures(
+def save_images(
     folder: Path, prompts: list[str] = PROMPTS, *, num_images: int = 2, categories: list[str] | None = None
 ) -> list[ImageRow]:
-    """Write pictures of noise, all different, and their manifest."""
+    """Write images of noise, all different, and their manifest."""
     (folder / "images").mkdir(parents=True)
     rows = []
     for p, prompt in enumerate(prompts):
         for n in range(num_images):
             rows.append(ImageRow(p, n, prompt, f"images/{p}-{n}.png", 7, None if categories is None else categories[p]))
-            picture(8, 8, seed=10 * p + n).save(folder / rows[-1].file)
+            an_image(8, 8, seed=10 * p + n).save(folder / rows[-1].file)
     write_manifest(folder, rows)
     return rows
 
@@ -45,7 +45,7 @@ def level(image: Image.Image) -> float:
 
 
 class Spy:
-    """A scorer whose number is the picture's mean level, a thousand more for every letter of a prompt it needs."""
+    """A scorer whose number is the image's mean level, a thousand more for every letter of a prompt it needs."""
 
     def __init__(self, name: str, *, needs_prompt: bool, weights: str = "") -> None:
         given = {"preprocessing": "none", "scale": f"levels of {name}", "needs_prompt": needs_prompt}
@@ -83,7 +83,7 @@ class Spies:
 
     @property
     def scored(self) -> dict[str, int]:
-        """How many pictures each has scored."""
+        """How many images each has scored."""
         counts: dict[str, int] = {}
         for entry, spy in self.loaded:
             counts[entry] = counts.get(entry, 0) + len(spy.shown)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from scored import save_pictures
+from scored import save_images
 
 from stepalign.cli.console import show_results
 from stepalign.cli.main import main
@@ -33,7 +33,7 @@ def run(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures by the miniature, scored by its oracles."""
+    """Three images by the miniature, scored by its oracles."""
     folder = tmp_path_factory.mktemp("drawn") / "plain"
     assert run("generate", "miniature", *DRAW, "--output", folder) == 0
     assert run("evaluate", folder, "--scorers", *ORACLES, "--wrong-prompts", "--name", "the miniature") == 0
@@ -52,7 +52,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What works
 
 
-def test_generate_draws_a_picture_of_every_prompt(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_draws_an_image_of_every_prompt(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = read_manifest(drawn)
     assert [(row.key, row.prompt, row.seed) for row in rows] == [((n, 0), CAPTIONS[n], 0) for n in range(3)]
     assert [open_image(drawn / row.file).size for row in rows] == [(32, 32)] * 3
@@ -62,7 +62,7 @@ def test_generate_draws_a_picture_of_every_prompt(drawn: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == f"3 images of 3 prompts in {drawn}\n"
 
 
-def test_evaluate_scores_every_picture(drawn: Path) -> None:
+def test_evaluate_scores_every_image(drawn: Path) -> None:
     images = [open_image(drawn / row.file) for row in read_manifest(drawn)]
     columns = {name: (miniature_scorer(name), CAPTIONS) for name in ORACLES}
     columns["miniature-alignment-wrong-prompt"] = (columns[ORACLES[1]][0], wrong_prompts(CAPTIONS, seed=0))
@@ -141,11 +141,11 @@ def test_a_score_of_one_prompt_is_shown_without_an_interval() -> None:
 def test_a_scorer_that_does_not_fit_the_images_is_one_line_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_pictures(tmp_path / "images")
+    save_images(tmp_path / "images")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run("evaluate", tmp_path / "images", "--scorers", "miniature-aesthetic") == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert [line for line in said.err.splitlines() if line.startswith("stepalign: ")] == said.err.splitlines()[-1:]
-    assert "the miniature's pictures of 32 pixels" in said.err
+    assert "the miniature's images of 32 pixels" in said.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -140,9 +140,9 @@ def test_a_judge_of_a_base_that_predicts_velocities_trains(
 def test_files_of_ones_own_train_a_judge_with_faults_told(
     tmp_path: Path, tmp_path_factory: Factory, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One broken picture among twenty pairs is within the share that is allowed, and listed."""
+    """One broken image among twenty pairs is within the share that is allowed, and listed."""
     pairs = write_pairs(tmp_path / "mine")
-    (tmp_path / "mine/4b.png").write_bytes(b"no picture")
+    (tmp_path / "mine/4b.png").write_bytes(b"no image")
     changes = f"--data.pairs {pairs} --data.max_bad 0.05 --evaluation.pairs None --evaluation.share 0.2"
     output = trained(command(tmp_path_factory, f"{changes} {SHORT} --data.num_rows 20"), tmp_path / "run")
     data = summary(output)["data"]

@@ -89,8 +89,8 @@ def test_writing_again_replaces_the_rows(tmp_path: Path) -> None:
 # Written by hand
 
 
-def test_prompts_are_numbered_as_they_first_appear_and_pictures_in_their_order(tmp_path: Path) -> None:
-    """Rows b, a, b, a, b: prompts 0, 1, 0, 1, 0 and pictures 0, 0, 1, 1, 2."""
+def test_prompts_are_numbered_as_they_first_appear_and_images_in_their_order(tmp_path: Path) -> None:
+    """Rows b, a, b, a, b: prompts 0, 1, 0, 1, 0 and images 0, 0, 1, 1, 2."""
     manifest(tmp_path, *(row(prompt, f"{n}.png") for n, prompt in enumerate("babab")))
     assert [(item.prompt, *item.key) for item in read_manifest(tmp_path)] == [
         ("b", 0, 0),
@@ -159,7 +159,7 @@ def test_the_line_is_counted_with_blank_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("second", "complaint"),
     [
-        (row("a", "b.png", prompt_index=0, image_index=0), "picture 0 of prompt 0 is listed twice"),
+        (row("a", "b.png", prompt_index=0, image_index=0), "image 0 of prompt 0 is listed twice"),
         (row("b", "b.png", prompt_index=0, image_index=1), "prompt 0 is 'a' in one row and 'b' in another"),
     ],
 )
@@ -169,13 +169,13 @@ def test_rows_that_contradict_each_other_are_refused(second: object, complaint: 
         read_manifest(tmp_path)
 
 
-def test_one_picture_may_stand_under_two_prompts(tmp_path: Path) -> None:
+def test_one_image_may_stand_under_two_prompts(tmp_path: Path) -> None:
     manifest(tmp_path, row("a", "a.png"), row("b", "a.png"))
     assert [item.key for item in read_manifest(tmp_path)] == [(0, 0), (1, 0)]
 
 
 def test_no_manifest_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
-    advice = "write one with a row of prompt and file per picture"
+    advice = "write one with a row of prompt and file per image"
     with pytest.raises(ValueError, match=f"there is no .*manifest.jsonl; {advice}"):
         read_manifest(tmp_path)
     with pytest.raises(ValueError, match=f"manifest.jsonl has no rows; {advice}"):
@@ -215,9 +215,9 @@ def test_a_score_that_makes_no_sense_is_named_by_its_line(
         read_scores(tmp_path)
 
 
-def test_a_picture_scored_twice_is_refused(tmp_path: Path) -> None:
+def test_an_image_scored_twice_is_refused(tmp_path: Path) -> None:
     first = {"prompt_index": 4, "image_index": 1, "prompt": "a", "scores": {"a": 1.0}}
-    with pytest.raises(ValueError, match="picture 1 of prompt 4 is listed twice"):
+    with pytest.raises(ValueError, match="image 1 of prompt 4 is listed twice"):
         read_scores(scores(tmp_path, first, first))
 
 

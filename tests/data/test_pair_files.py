@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from pair_sources import PICTURES, found, jsonl, parquet, picture_folder
+from pair_sources import IMAGES, found, image_folder, jsonl, parquet
 
 from stepalign.data.sources import open_pairs
 
@@ -15,24 +15,24 @@ GOOD = {"prompt": "a cat", "image_0": "images/red.png", "image_1": "images/blue.
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")
 
 
-def test_lines_in_another_encoding_are_bad_rows(pictures: Path) -> None:
-    path = Path(jsonl(pictures))
+def test_lines_in_another_encoding_are_bad_rows(images: Path) -> None:
+    path = Path(jsonl(images))
     path.write_bytes(json.dumps(GOOD).encode("utf-8-sig") + b'\r\n{"prompt": "Fu\xdf"}\r\n')
     good, bad = found(open_pairs(str(path)))
     assert good[1] == "a cat"
     assert bad == ("pairs.jsonl line 2", "the line is not UTF-8 text")
 
 
-def test_a_fingerprint_of_lines_sees_a_picture_that_was_repaired_or_is_gone(pictures: Path) -> None:
-    path = jsonl(pictures, GOOD)
+def test_a_fingerprint_of_lines_sees_an_image_that_was_repaired_or_is_gone(images: Path) -> None:
+    path = jsonl(images, GOOD)
     before = open_pairs(path).fingerprint
-    (pictures / "images/red.png").write_bytes(PICTURES["red"] + b"\0")
+    (images / "images/red.png").write_bytes(IMAGES["red"] + b"\0")
     repaired = open_pairs(path).fingerprint
-    (pictures / "images/red.png").unlink()
+    (images / "images/red.png").unlink()
     assert len({before, repaired, open_pairs(path).fingerprint}) == 3
 
 
@@ -44,34 +44,34 @@ def replaced(file: Path, content: bytes) -> None:
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def test_a_fingerprint_sees_an_image_replaced_by_one_of_its_size_and_time(pictures: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_sees_an_image_replaced_by_one_of_its_size_and_time(images: Path, tmp_path: Path) -> None:
     """In lines of JSON, in a folder of winners and losers, and named by a table."""
     folder = tmp_path / "pairs"
     for side, colour in (("win", "red"), ("lose", "blue")):
         (folder / side).mkdir(parents=True)
-        (folder / side / "a.png").write_bytes(PICTURES[colour])
+        (folder / side / "a.png").write_bytes(IMAGES[colour])
         (folder / side / "a.txt").write_text("a cat", encoding="utf-8")
     rows = [{"prompt": "a cat", "chosen": "images/red.png", "rejected": "images/blue.png"}]
     sources = {
-        jsonl(pictures, GOOD): pictures / "images/red.png",
-        parquet(pictures / "a.parquet", rows): pictures / "images/red.png",
+        jsonl(images, GOOD): images / "images/red.png",
+        parquet(images / "a.parquet", rows): images / "images/red.png",
         str(folder): folder / "win/a.png",
     }
     before = {source: open_pairs(source).fingerprint for source in sources}
     for file in sources.values():
-        content = bytearray(PICTURES["red"])
+        content = bytearray(IMAGES["red"])
         content[-20] ^= 1
         replaced(file, bytes(content))
     assert all(open_pairs(source).fingerprint != before[source] for source in sources)
 
 
-def test_a_fingerprint_of_lines_is_of_their_text(pictures: Path) -> None:
-    path = jsonl(pictures, GOOD)
+def test_a_fingerprint_of_lines_is_of_their_text(images: Path) -> None:
+    path = jsonl(images, GOOD)
     before = open_pairs(path).fingerprint
     os.utime(path, ns=(0, 0))
     assert open_pairs(path).fingerprint == before
-    assert open_pairs(jsonl(pictures, GOOD, name="copy.jsonl")).fingerprint == before
-    assert open_pairs(jsonl(pictures, GOOD | {"label": 0})).fingerprint != before
+    assert open_pairs(jsonl(images, GOOD, name="copy.jsonl")).fingerprint == before
+    assert open_pairs(jsonl(images, GOOD | {"label": 0})).fingerprint != before
 
 
 def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> Non
         "win/sub.png/x.png": "red",
     }.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(PICTURES[colour])
+        (folder / path).write_bytes(IMAGES[colour])
     for path, text in {
         "win/a.txt": " a lime thing\n",
         "lose/b.cat.caption": "a cat",
@@ -116,8 +116,8 @@ def test_a_folder_of_winners_and_losers_is_paired_by_name(tmp_path: Path) -> Non
     assert first == [
         ("a.png", "a lime thing", "lime black", 1.0, 1.0),
         ("b.cat.PNG", "a cat", "red blue", 1.0, 1.0),
-        ("c.png", "there is no picture lose/c.*"),
-        ("d.png", "there is no picture win/d.*"),
+        ("c.png", "there is no image lose/c.*"),
+        ("d.png", "there is no image win/d.*"),
         ("e.png", "there is no caption e.txt or e.caption in win/, in lose/ or beside them"),
         ("f.jpg", "win/ has f.jpg and f.png; one of them is expected"),
         ("g.png", "there are different captions in win/g.txt, g.txt"),
@@ -139,7 +139,7 @@ def test_captions_and_images_of_a_folder_stay_inside_it(tmp_path: Path) -> None:
     for side in ("win", "lose"):
         (folder / side).mkdir(parents=True)
         for name in "abc":
-            (folder / side / f"{name}.png").write_bytes(PICTURES["red"])
+            (folder / side / f"{name}.png").write_bytes(IMAGES["red"])
     for name in "ab":
         (folder / f"{name}.txt").write_text("a cat", encoding="utf-8")
     outside = tmp_path / "outside.png"
@@ -171,12 +171,12 @@ def test_a_json_file_that_is_no_list_is_refused(text: str, reason: str, tmp_path
         open_pairs(str(tmp_path / "a.json"))
 
 
-def test_an_image_that_cannot_be_looked_at_is_a_bad_row_of_its_own(pictures: Path) -> None:
+def test_an_image_that_cannot_be_looked_at_is_a_bad_row_of_its_own(images: Path) -> None:
     """A loop of links, a pipe and a name that is too long between good rows."""
-    (pictures / "loop.png").symlink_to("loop.png")
-    os.mkfifo(pictures / "pipe.png")
+    (images / "loop.png").symlink_to("loop.png")
+    os.mkfifo(images / "pipe.png")
     lines = [GOOD | {"image_0": name} for name in ("loop.png", "pipe.png", "a" * 300 + ".png")]
-    first, *bad, last = found(open_pairs(jsonl(pictures, GOOD, *lines, GOOD)))
+    first, *bad, last = found(open_pairs(jsonl(images, GOOD, *lines, GOOD)))
     assert first[1] == last[1] == "a cat"
     for row, reason in zip(bad, ("symbolic links", "no regular file", "longer than"), strict=True):
         assert reason in row[1]

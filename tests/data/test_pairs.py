@@ -112,7 +112,7 @@ def test_values_reach_from_minus_one_to_one() -> None:
 
 @pytest.mark.parametrize("source", [(40, 30), (30, 40), (9, 50), (31, 31), (8, 12)])
 @pytest.mark.parametrize("size", [(12, 8), (8, 12), (16, 16), (45, 7)])
-def test_the_picture_covers_the_size_and_its_centre_is_kept(source: tuple[int, int], size: tuple[int, int]) -> None:
+def test_the_image_covers_the_size_and_its_centre_is_kept(source: tuple[int, int], size: tuple[int, int]) -> None:
     """As resizing all of it and then cropping, to two levels of 255 for what Pillow rounds between rows and columns."""
     image = noise(source).point(lambda value: 64 + value // 2)
     height, width = size
@@ -142,7 +142,7 @@ def test_a_long_strip_costs_no_more_than_its_centre() -> None:
     assert to_tensor(Image.new("RGB", (1, 60_000), "white"), (512, 512)).min() == 1
 
 
-def test_a_picture_of_the_right_size_is_not_resampled() -> None:
+def test_an_image_of_the_right_size_is_not_resampled() -> None:
     image = noise((8, 5))
     expected = (torch.from_numpy(np.array(image)).float() / 127.5 - 1).permute(2, 0, 1)
     assert torch.equal(to_tensor(image, (5, 8)), expected)

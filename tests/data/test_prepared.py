@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from judge_world import PROMPTS, SIZE, Encoders, Rows, bright_or_dark
-from preparing import Cut, CutEncoders, contents, latents_of, made, pictures_of
+from preparing import Cut, CutEncoders, contents, images_of, latents_of, made
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning
@@ -26,7 +26,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepared, "SHARD_ROWS", 4)
 
 
-# The same as encoding the pictures
+# The same as encoding the images
 
 
 def test_what_is_taken_is_what_the_encoders_gave(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_real_models_encodings_come_back_bit_by_bit_in_their_own_precision(
 
     encoder = PairEncoder(encode, tiny_sdxl.encode_images, tiny_sdxl.picture_size, batch_size=4)
     batch = prepare(Rows(rows), tmp_path, encoder=encoder)[0].take([0, 1, 2, 3])
-    pictures = [to_tensor(image, tiny_sdxl.picture_size) for row in rows for image in read(row).images]
-    latents = tiny_sdxl.encode_images(torch.stack(pictures)).unflatten(0, (-1, 2))
+    images = [to_tensor(image, tiny_sdxl.picture_size) for row in rows for image in read(row).images]
+    latents = tiny_sdxl.encode_images(torch.stack(images)).unflatten(0, (-1, 2))
     cond = encode([row.prompt for row in rows])
     assert torch.equal(batch.latents, latents)
     assert batch.cond.tokens.dtype == torch.bfloat16
@@ -98,7 +98,7 @@ def test_the_digest_tells_prompts_labels_weights_and_order_apart(tmp_path: Path)
 # Once
 
 
-def test_each_picture_and_each_distinct_prompt_is_encoded_once(tmp_path: Path) -> None:
+def test_each_image_and_each_distinct_prompt_is_encoded_once(tmp_path: Path) -> None:
     """Ten pairs, three at a time within shards of four; five prompts in two shards."""
     encoders = Encoders()
     made(tmp_path, bright_or_dark(10), encoders, batch_size=3)
@@ -134,7 +134,7 @@ def test_a_complete_folder_is_only_opened(tmp_path: Path) -> None:
 def test_preparing_again_goes_on_where_it_was_cut(
     tmp_path: Path, cut: dict[str, int], kept: int, start: int, images_left: int, prompts_left: int
 ) -> None:
-    """Ten pairs in shards of four, two pairs at a time: fourteen pictures are one shard and three quarters."""
+    """Ten pairs in shards of four, two pairs at a time: fourteen images are one shard and three quarters."""
     rows, encoders, source = bright_or_dark(10), Encoders(), Rows(bright_or_dark(10))
     with pytest.raises(Cut):
         made(tmp_path / "cut", rows, CutEncoders(**cut), batch_size=2)
@@ -153,7 +153,7 @@ def test_a_shard_that_is_missing_in_the_middle_is_made_alone(tmp_path: Path) -> 
     for name in ("manifest.json", "pairs-000001.safetensors"):
         (tmp_path / name).unlink()
     made(tmp_path, rows, encoders)
-    assert torch.equal(torch.stack(encoders.images), torch.cat([pictures_of(row) for row in rows[4:8]]))
+    assert torch.equal(torch.stack(encoders.images), torch.cat([images_of(row) for row in rows[4:8]]))
     assert contents(tmp_path) == before
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from judge_world import SIZE, Encoders, Rows, bright_or_dark
-from preparing import BROKEN, Cut, CutEncoders, contents, latents_of, made, pictures_of
+from preparing import BROKEN, Cut, CutEncoders, contents, images_of, latents_of, made
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning
@@ -106,7 +106,7 @@ def test_rows_that_are_all_bad_are_refused_with_a_list(tmp_path: Path, counted: 
 
 
 def test_new_labels_replace_peoples_and_are_asked_for_once_per_pair_ever(tmp_path: Path) -> None:
-    """Of pairs without a label as well; here a label says whether the first picture is the darker one."""
+    """Of pairs without a label as well; here a label says whether the first image is the darker one."""
     rows = bright_or_dark(10)
     rows[2] = replace(rows[2], label=None)
     asked: list[str] = []
@@ -122,7 +122,7 @@ def test_new_labels_replace_peoples_and_are_asked_for_once_per_pair_ever(tmp_pat
         made(tmp_path, rows, CutEncoders(images=8), label=label)
     for _ in range(2):
         pairs, manifest = made(tmp_path, rows, label=label)
-    darker = [float(images[0].mean() < images[1].mean()) for images in map(pictures_of, rows)]
+    darker = [float(images[0].mean() < images[1].mean()) for images in map(images_of, rows)]
     assert pairs.label.tolist() == darker
     assert {0.0, 1.0} == set(darker)
     assert asked == [row.prompt for row in rows]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from judge_runs import recipe_of, words, write_pairs
-from scored import Notes, save_pictures, spies
+from scored import Notes, save_images, spies
 
 from stepalign import run_judge
 from stepalign.data.prompts_cut import count_cut
@@ -37,21 +37,21 @@ def test_sdxls_encoders_are_counted_apart(tiny_sdxl: BaseModel, monkeypatch: pyt
 
 
 def test_a_scorers_count_stands_in_every_form_of_the_results(tmp_path: Path) -> None:
-    """`pickscore` reads 100 characters here; the pictures of one prompt count once."""
-    save_pictures(tmp_path / "pictures", ["a cat", LONG])
+    """`pickscore` reads 100 characters here; the images of one prompt count once."""
+    save_images(tmp_path / "images", ["a cat", LONG])
     notes = Notes()
     with spies():
         results = evaluate_folder(
-            tmp_path / "pictures", Scoring(("pickscore", "aesthetic"), wrong_prompts=True), watcher=notes
+            tmp_path / "images", Scoring(("pickscore", "aesthetic"), wrong_prompts=True), watcher=notes
         )
-        again = evaluate_folder(tmp_path / "pictures", Scoring(("pickscore", "aesthetic")))
+        again = evaluate_folder(tmp_path / "images", Scoring(("pickscore", "aesthetic")))
     assert notes.notes == ["1 of 2 prompts are longer than pickscore reads, and are cut"]
-    for found in (results, again, json.loads((tmp_path / "pictures/results.json").read_text())):
+    for found in (results, again, json.loads((tmp_path / "images/results.json").read_text())):
         cut = {name: record["prompts_cut"] for name, record in found["scorers"].items()}
         assert cut["pickscore"] == {"num_prompts": 2, "cut": {"pickscore": 1}}
         assert cut["pickscore-wrong-prompt"] == cut["pickscore"]
         assert cut["aesthetic"] == {"num_prompts": 2, "cut": {"aesthetic": 0}}
-    lines = (tmp_path / "pictures/results.md").read_text().splitlines()
+    lines = (tmp_path / "images/results.md").read_text().splitlines()
     assert "- 1 of 2 prompts are longer than pickscore reads, and are cut" in lines
     assert sum("are cut" in line for line in lines) == 1
 

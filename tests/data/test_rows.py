@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 from datasets import Features, List, Value
-from pair_sources import COLOURS, PICTURES, Row, found, jsonl, keep_to_itself, parquet, picture_folder, stored
+from pair_sources import COLOURS, IMAGES, Row, found, image_folder, jsonl, keep_to_itself, parquet, stored
 
 from stepalign.data.pairs import BadRow, ImagePair, Unlabelled, read
 from stepalign.data.rows import Layout
@@ -27,8 +27,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def pictures(tmp_path: Path) -> Path:
     ],
 )
 def test_every_layout_is_recognised_by_its_columns(
-    pictures: Path, line: Row, expected: tuple[str, float | None, float]
+    images: Path, line: Row, expected: tuple[str, float | None, float]
 ) -> None:
     text = json.dumps(line).replace('"R"', '"images/red.png"').replace('"B"', '"images/blue.png"')
-    source = open_pairs(jsonl(pictures, text))
+    source = open_pairs(jsonl(images, text))
     assert source.num_rows == 1
     assert found(source) == [("pairs.jsonl line 1", "a cat", *expected)]
 
@@ -79,7 +79,7 @@ def test_every_layout_is_recognised_by_its_columns(
 def test_pick_a_pic_is_read_from_parquet(tmp_path: Path, streaming: bool) -> None:
     columns = {"are_different": True, "has_label": True, "num_example_per_prompt": 2, "model_0": "x", "user_id": 3}
     rows = [
-        columns | {"caption": "a cat", "jpg_0": PICTURES["red"], "jpg_1": PICTURES["blue"], "label_0": a, "label_1": b}
+        columns | {"caption": "a cat", "jpg_0": IMAGES["red"], "jpg_1": IMAGES["blue"], "label_0": a, "label_1": b}
         for a, b in ((1.0, 0.0), (0.5, 0.5), (0.0, 1.0))
     ]
     rows[2]["has_label"] = False
@@ -97,7 +97,7 @@ def test_a_ranking_becomes_all_its_pairs(tmp_path: Path, streaming: bool) -> Non
     rank = [2, 1, 2, 0]
     expected = [
         (
-            f"row 0, pictures {i + 1} and {j + 1}",
+            f"row 0, images {i + 1} and {j + 1}",
             "a cat",
             f"{COLOURS[i]} {COLOURS[j]}",
             0.5 if rank[i] == rank[j] else float(rank[i] < rank[j]),
@@ -121,7 +121,7 @@ def test_a_ranking_becomes_all_its_pairs(tmp_path: Path, streaming: bool) -> Non
     assert found(source) == [
         *expected,
         ("row 1", "a dog", "red blue", 0.0, 1.0),
-        ("row 2, pictures 1 and 2", "a cow", "red blue", 1.0, 1.0),
+        ("row 2, images 1 and 2", "a cow", "red blue", 1.0, 1.0),
     ]
 
 
@@ -159,7 +159,7 @@ def test_a_layout_needs_all_its_columns(tmp_path: Path, missing: str) -> None:
         (GOOD | {"image_0": "a\ud83d.png"}, "the image 'a\\ud83d.png' holds half a character"),
         (GOOD | {"image_0": "a" * 5000}, "the image 'aaa"),
         (GOOD | {"image_0": "images/red.png/x"}, "the first image: '"),
-        (GOOD | {"image_0": "../pictures/images/red.png"}, "the image '../pictures/images/red.png' has '..' in it"),
+        (GOOD | {"image_0": "../images/images/red.png"}, "the image '../images/images/red.png' has '..' in it"),
         (GOOD | {"image_0": "/etc/passwd"}, "the image '/etc/passwd' is an absolute path; paths must stay inside"),
         (GOOD | {"image_0": ["images/red.png"]}, "the first image: it is of type list"),
         (GOOD | {"image_0": {"bytes": "x", "path": 3}}, "the first image: "),
@@ -190,13 +190,13 @@ def test_a_layout_needs_all_its_columns(tmp_path: Path, missing: str) -> None:
         (TWO | {"image_path": ["a.png"] * 101, "human_preference": 3}, "it ranks more than 100 images"),
         (
             TWO | {"human_preference": [1, 0], "image_path": ["a"] * 3},
-            "human_preference is between two pictures; there a",
+            "human_preference is between two images; there a",
         ),
         (
             TWO | {"human_preference": [1, 0], "image_path": "a.png"},
-            "human_preference is between two pictures; there a",
+            "human_preference is between two images; there a",
         ),
-        (TWO | {"rank": []}, "it has no human_preference, and rank [] is no ranking of two pictures or more"),
+        (TWO | {"rank": []}, "it has no human_preference, and rank [] is no ranking of two images or more"),
         (
             TWO | {"rank": [1], "image_path": ["images/red.png"]},
             "it has no human_preference, and rank [1] is no ranking",
@@ -204,8 +204,8 @@ def test_a_layout_needs_all_its_columns(tmp_path: Path, missing: str) -> None:
         (TWO | {"rank": [1, None]}, "the ranks 1 and None are not both numbers"),
     ],
 )
-def test_a_bad_line_is_one_bad_row_between_good_ones(pictures: Path, line: object, reason: str) -> None:
-    source = open_pairs(jsonl(pictures, GOOD, "", line, "  ", GOOD))
+def test_a_bad_line_is_one_bad_row_between_good_ones(images: Path, line: object, reason: str) -> None:
+    source = open_pairs(jsonl(images, GOOD, "", line, "  ", GOOD))
     assert source.num_rows == 3
     first, bad, last = found(source)
     assert first == ("pairs.jsonl line 1", "a cat", "red blue", 1.0, 1.0)
@@ -214,12 +214,11 @@ def test_a_bad_line_is_one_bad_row_between_good_ones(pictures: Path, line: objec
     assert bad[1].startswith(reason)
 
 
-def test_a_ranking_of_other_pictures_loses_all_its_pairs(pictures: Path) -> None:
-    source = open_pairs(jsonl(pictures, GOOD, TWO | {"rank": [1, 2, 3]}))
+def test_a_ranking_of_other_images_loses_all_its_pairs(images: Path) -> None:
+    source = open_pairs(jsonl(images, GOOD, TWO | {"rank": [1, 2, 3]}))
     assert source.num_rows == 4
     assert found(source)[1:] == [
-        (f"pairs.jsonl line 2, pictures {i} and {j}", "it has 3 ranks for 2 pictures")
-        for i, j in ((1, 2), (1, 3), (2, 3))
+        (f"pairs.jsonl line 2, images {i} and {j}", "it has 3 ranks for 2 images") for i, j in ((1, 2), (1, 3), (2, 3))
     ]
 
 
@@ -232,7 +231,7 @@ def test_rows_without_a_label_are_no_faults_whatever_else_they_lack(
     tmp_path: Path, streaming: bool, missing: float | None
 ) -> None:
     """Of Pick-a-Pic some rows have no label, and neither images nor captions any more."""
-    full = {"caption": "a cat", "jpg_0": PICTURES["red"], "jpg_1": PICTURES["blue"], "label_0": 1.0, "label_1": 0.0}
+    full = {"caption": "a cat", "jpg_0": IMAGES["red"], "jpg_1": IMAGES["blue"], "label_0": 1.0, "label_1": 0.0}
     full |= {"has_label": True, "num_example_per_prompt": 1}
     bare = dict.fromkeys(full) | {"has_label": False, "label_0": missing, "label_1": missing}
     rows = [full, bare, bare | {"has_label": None}, bare | {"has_label": True}, full | {"jpg_1": b"junk"}]
@@ -250,8 +249,8 @@ def test_rows_without_a_label_are_no_faults_whatever_else_they_lack(
         {"caption": None, "jpg_0": 3, "jpg_1": "/etc/passwd", "label_0": 1, "label_1": 1, "has_label": False},
     ],
 )
-def test_lines_without_a_label_are_no_faults(pictures: Path, line: Row) -> None:
-    kinds = [type(read(row)) for row in open_pairs(jsonl(pictures, GOOD, line)).rows()]
+def test_lines_without_a_label_are_no_faults(images: Path, line: Row) -> None:
+    kinds = [type(read(row)) for row in open_pairs(jsonl(images, GOOD, line)).rows()]
     assert kinds == [ImagePair, Unlabelled]
 
 
@@ -259,24 +258,24 @@ def test_lines_without_a_label_are_no_faults(pictures: Path, line: Row) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pairs.jsonl", "preference_train.json", "a.parquet", "a.parquet streamed"])
-def test_the_best_of_several_is_preferred_to_each_of_the_others(pictures: Path, kind: str) -> None:
+def test_the_best_of_several_is_preferred_to_each_of_the_others(images: Path, kind: str) -> None:
     """HPD v1 (tgxs002/align_sd): human_preference is the number of the best image, from 0."""
     paths = [f"images/{colour}.png" for colour in COLOURS[:3]]
     row = {"human_preference": 1, "prompt": "a cat", "id": 7, "user_hash": "x", "contain_name": False}
     rows = [row | {"file_path": paths}, row | {"file_path": paths[:2], "human_preference": 0}]
     name = kind.removesuffix(" streamed")
     if name == "a.parquet":
-        path, lines = parquet(pictures / name, rows), ["row 0", "row 1"]
+        path, lines = parquet(images / name, rows), ["row 0", "row 1"]
     elif name == "pairs.jsonl":
-        path, lines = jsonl(pictures, *rows), ["pairs.jsonl line 1", "pairs.jsonl line 2"]
+        path, lines = jsonl(images, *rows), ["pairs.jsonl line 1", "pairs.jsonl line 2"]
     else:
-        path = jsonl(pictures, json.dumps(rows), name=name)
+        path = jsonl(images, json.dumps(rows), name=name)
         lines = ["preference_train.json entry 1", "preference_train.json entry 2"]
     source = open_pairs(path, streaming=kind.endswith("streamed"))
     assert source.num_rows == (None if kind.endswith("streamed") else 3)
     assert found(source) == [
-        (f"{lines[0]}, pictures 1 and 2", "a cat", "red blue", 0.0, 0.5),
-        (f"{lines[0]}, pictures 2 and 3", "a cat", "blue lime", 1.0, 0.5),
+        (f"{lines[0]}, images 1 and 2", "a cat", "red blue", 0.0, 0.5),
+        (f"{lines[0]}, images 2 and 3", "a cat", "blue lime", 1.0, 0.5),
         (lines[1], "a cat", "red blue", 1.0, 1.0),
     ]
     assert found(source, 1) == found(source)[1:]
@@ -285,14 +284,14 @@ def test_the_best_of_several_is_preferred_to_each_of_the_others(pictures: Path, 
 # Paths
 
 
-def test_paths_are_found_with_backslashes_and_in_either_unicode_form(pictures: Path) -> None:
-    (pictures / "images/red.png").rename(pictures / "images" / unicodedata.normalize("NFD", "rét.png"))
+def test_paths_are_found_with_backslashes_and_in_either_unicode_form(images: Path) -> None:
+    (images / "images/red.png").rename(images / "images" / unicodedata.normalize("NFD", "rét.png"))
     line = GOOD | {"image_0": "images\\" + unicodedata.normalize("NFC", "rét.png"), "image_1": "images\\blue.png"}
-    assert found(open_pairs(jsonl(pictures, line))) == [("pairs.jsonl line 1", "a cat", "red blue", 1.0, 1.0)]
+    assert found(open_pairs(jsonl(images, line))) == [("pairs.jsonl line 1", "a cat", "red blue", 1.0, 1.0)]
 
 
-def test_paths_out_of_the_folder_are_read_where_that_is_asked_for(pictures: Path, tmp_path: Path) -> None:
-    line = GOOD | {"image_0": str(pictures / "images/red.png"), "image_1": "../pictures/images/blue.png"}
+def test_paths_out_of_the_folder_are_read_where_that_is_asked_for(images: Path, tmp_path: Path) -> None:
+    line = GOOD | {"image_0": str(images / "images/red.png"), "image_1": "../images/images/blue.png"}
     for path in (jsonl(tmp_path / "other", line), parquet(tmp_path / "other/a.parquet", [line])):
         refused, allowed = open_pairs(path), open_pairs(path, allow_outside=True)
         assert all("is an absolute path; paths must stay inside" in reason for _, reason in found(refused))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from pair_sources import CHOSEN_FEATURES, CHOSEN_FOUND, KINDS, found, jsonl, keep_to_itself, open_kind, picture_folder
+from pair_sources import CHOSEN_FEATURES, CHOSEN_FOUND, KINDS, found, image_folder, jsonl, keep_to_itself, open_kind
 from PIL import Image
 
 from stepalign.data.sources import open_pairs
@@ -21,8 +21,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +54,7 @@ def test_only_the_first_rows_are_kept(tmp_path: Path, kind: str, num_rows: int) 
 
 def test_nothing_is_opened_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = [open_kind(kind, tmp_path) for kind in KINDS]
-    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("a picture is opened"))
+    monkeypatch.setattr(Image, "open", lambda *args, **kwargs: pytest.fail("an image is opened"))
     for source in opened:
         assert len(list(source.rows())) >= 5
 
@@ -81,18 +81,18 @@ def test_what_has_no_splits_says_so(tmp_path: Path, kind: str) -> None:
     assert "split" not in Path(open_kind(kind, tmp_path).name).name
 
 
-def test_the_name_is_as_given(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jsonl(pictures, GOOD)
-    monkeypatch.chdir(pictures)
+def test_the_name_is_as_given(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl(images, GOOD)
+    monkeypatch.chdir(images)
     source = open_pairs("pairs.jsonl")
     assert source.name == "pairs.jsonl"
     assert len(found(source)[0]) == 5
 
 
-def test_a_path_may_begin_at_home(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jsonl(pictures, GOOD)
-    monkeypatch.setenv("HOME", str(pictures.parent))
-    assert open_pairs("~/pictures/pairs.jsonl").name == "~/pictures/pairs.jsonl"
+def test_a_path_may_begin_at_home(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonl(images, GOOD)
+    monkeypatch.setenv("HOME", str(images.parent))
+    assert open_pairs("~/images/pairs.jsonl").name == "~/images/pairs.jsonl"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""Parquet files, saved datasets and the hub: pictures stay as stored, and what the hub refuses is explained."""
+"""Parquet files, saved datasets and the hub: images stay as stored, and what the hub refuses is explained."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pair_sources import (
     CHOSEN,
     CHOSEN_FEATURES,
     CHOSEN_FOUND,
-    PICTURES,
+    IMAGES,
     found,
+    image_folder,
     jsonl,
     keep_to_itself,
     parquet,
-    picture_folder,
 )
 
 from stepalign.data.sources import open_pairs
@@ -30,14 +30,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return picture_folder(tmp_path / "pictures")
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_corrupt_picture_in_a_dataset_is_one_bad_row(tmp_path: Path, streaming: bool) -> None:
+def test_a_corrupt_image_in_a_dataset_is_one_bad_row(tmp_path: Path, streaming: bool) -> None:
     rows = [dict(row) for row in CHOSEN]
-    rows[1]["rejected"] = {"bytes": PICTURES["red"][:40], "path": None}
+    rows[1]["rejected"] = {"bytes": IMAGES["red"][:40], "path": None}
     rows[3]["chosen"] = None
     source = open_pairs(parquet(tmp_path / "a.parquet", rows, CHOSEN_FEATURES), streaming=streaming)
     first, truncated, third, missing, last = found(source)
@@ -48,13 +48,13 @@ def test_a_corrupt_picture_in_a_dataset_is_one_bad_row(tmp_path: Path, streaming
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_paths_in_a_local_dataset_are_relative_to_its_file(pictures: Path, streaming: bool) -> None:
+def test_paths_in_a_local_dataset_are_relative_to_its_file(images: Path, streaming: bool) -> None:
     rows = [
         {"prompt": "a cat", "chosen": {"bytes": None, "path": f"images/{name}.png"}, "rejected": "images/blue.png"}
         for name in ("red", "nowhere")
     ]
-    source = open_pairs(parquet(pictures / "a.parquet", rows), streaming=streaming)
-    reason = f"the first image: there is no file {str(pictures / 'images' / 'nowhere.png')!r}"
+    source = open_pairs(parquet(images / "a.parquet", rows), streaming=streaming)
+    reason = f"the first image: there is no file {str(images / 'images' / 'nowhere.png')!r}"
     assert found(source) == [("row 0", "a cat", "red blue", 1.0, 1.0), ("row 1", reason)]
 
 
@@ -155,12 +155,12 @@ def test_a_hub_dataset_is_known_by_its_commit(tmp_path: Path, hub: dict[str, Any
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_paths_in_a_hub_dataset_are_those_of_its_copy(
-    pictures: Path, tmp_path: Path, hub: dict[str, Any], streaming: bool, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, hub: dict[str, Any], streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And of no other place on this machine."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(pictures))
-    red = str(pictures / "images" / "red.png")
-    (tmp_path / "own.png").write_bytes(PICTURES["red"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(images))
+    red = str(images / "images" / "red.png")
+    (tmp_path / "own.png").write_bytes(IMAGES["red"])
     paths = [(red, red), (red, "images/red.png"), ("hf://datasets/a/b/c.png", red), (red, str(tmp_path / "own.png"))]
     lines = [{"prompt": "a cat", "path1": first, "path2": second} for first, second in paths]
     hub.update(kind="json", data_files=jsonl(tmp_path, *lines))

@@ -27,7 +27,7 @@ def two(tmp_path: Path) -> list[Path]:
 def test_two_models_by_hand(two: list[Path]) -> None:
     """Means 22.5 and 22.8125; differences as given."""
     found = compare_folders(two)
-    assert (found.models, found.baseline, found.num_prompts, found.num_pictures) == (["base", "tuned"], "base", 6, 6)
+    assert (found.models, found.baseline, found.num_prompts, found.num_images) == (["base", "tuned"], "base", 6, 6)
     assert found.scores["pickscore"]["base"].mean == pytest.approx(22.5)
     assert found.scores["pickscore"]["tuned"].mean == pytest.approx(22.8125)
     assert found.scores["pickscore"]["base"].interval == mean_interval(np.arange(20.0, 26.0))
@@ -43,8 +43,8 @@ def test_two_models_by_hand(two: list[Path]) -> None:
     assert found.warnings == []
 
 
-def test_pictures_are_averaged_within_their_prompt(tmp_path: Path) -> None:
-    """Prompt p gains p on one picture and 0 on another: p/2 on average, and wins half, but for prompt 0, which ties."""
+def test_images_are_averaged_within_their_prompt(tmp_path: Path) -> None:
+    """Prompt p gains p on one image and 0 on another: p/2 on average, and wins half, but for prompt 0, which ties."""
     given = {"num_prompts": 5, "num_images": 2}
     base = save_folder(tmp_path / "base", scores={"s": lambda number, image: 0.0}, **given)
     other = save_folder(tmp_path / "other", scores={"s": lambda number, image: float(number * image)}, **given)
@@ -106,7 +106,7 @@ def test_prompts_with_one_text_are_one_prompt(tmp_path: Path) -> None:
     assert (found.num_prompts, len(found.prompts)) == (18, 18)
 
 
-def test_prompts_keep_their_pictures_and_scores(two: list[Path]) -> None:
+def test_prompts_keep_their_images_and_scores(two: list[Path]) -> None:
     last = compare_folders(two).prompts[-1]
     assert (last.number, last.prompt, last.category) == (5, "prompt 5", None)
     assert last.files == [[folder / "images/00005-0.png"] for folder in two]

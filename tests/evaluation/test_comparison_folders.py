@@ -94,35 +94,31 @@ def test_a_missing_prompt_is_counted_and_named(two: list[Path], tmp_path: Path) 
         compare_folders([fewer, two[0]])
 
 
-def test_a_missing_picture_is_counted_and_named(two: list[Path], tmp_path: Path) -> None:
+def test_a_missing_image_is_counted_and_named(two: list[Path], tmp_path: Path) -> None:
     more = save_folder(tmp_path / "more", scores={"pickscore": level}, num_images=2)
-    with pytest.raises(
-        ValueError, match=r"6 pictures in base, 12 in more: base lacks picture 1 of prompt 0.* and 3 more"
-    ):
+    with pytest.raises(ValueError, match=r"6 images in base, 12 in more: base lacks image 1 of prompt 0.* and 3 more"):
         compare_folders([two[0], more])
 
 
-def test_a_picture_without_a_file_or_a_score_is_counted_and_named(two: list[Path]) -> None:
+def test_an_image_without_a_file_or_a_score_is_counted_and_named(two: list[Path]) -> None:
     (two[1] / "images/00003-0.png").unlink()
     with pytest.raises(ValueError, match=r"tuned: files that are missing \(1\): images/00003-0.png; put it back"):
         compare_folders(two)
     change_rows(two[1], lambda row: None if row.prompt_index < 4 else row)
-    said = (
-        r"scores.jsonl: pictures without scores \(4\): picture 0 of prompt 0, .* and 1 more; run `stepalign evaluate`"
-    )
+    said = r"scores.jsonl: images without scores \(4\): image 0 of prompt 0, .* and 1 more; run `stepalign evaluate`"
     with pytest.raises(ValueError, match=said):
         compare_folders(two)
 
 
-def test_a_score_without_a_picture_is_named(two: list[Path]) -> None:
+def test_a_score_without_an_image_is_named(two: list[Path]) -> None:
     write_manifest(two[1], read_manifest(two[1])[:-1])
-    with pytest.raises(ValueError, match=r"manifest.jsonl: scored, but not listed \(1\): picture 0 of prompt 5"):
+    with pytest.raises(ValueError, match=r"manifest.jsonl: scored, but not listed \(1\): image 0 of prompt 5"):
         compare_folders(two)
 
 
-def test_a_picture_scored_for_another_prompt_is_named(two: list[Path]) -> None:
+def test_an_image_scored_for_another_prompt_is_named(two: list[Path]) -> None:
     change_rows(two[1], lambda row: replace(row, prompt="another") if row.prompt_index == 2 else row)
-    with pytest.raises(ValueError, match=r"scored for another prompt than the manifest's \(1\): picture 0 of prompt 2"):
+    with pytest.raises(ValueError, match=r"scored for another prompt than the manifest's \(1\): image 0 of prompt 2"):
         compare_folders(two)
 
 
@@ -141,7 +137,7 @@ def test_a_row_without_a_scorer_and_a_scorer_without_a_record_are_named(two: lis
     with pytest.raises(ValueError, match=r"scorers without a record in results.json \(1\): other"):
         compare_folders(two)
     save_evaluation(two[1], scorers={scorer: asdict(RECORD) for scorer in ("pickscore", "other")})
-    with pytest.raises(ValueError, match=r"pictures without a score by pickscore \(1\): picture 0 of prompt 4"):
+    with pytest.raises(ValueError, match=r"images without a score by pickscore \(1\): image 0 of prompt 4"):
         compare_folders(two)
 
 
@@ -173,7 +169,7 @@ def test_a_scorer_of_one_folder_only_is_left_out_by_name(tmp_path: Path) -> None
 def test_other_seeds_are_warned_of(tmp_path: Path) -> None:
     folders = [save_folder(tmp_path / name, scores={"s": level}, seed=seed) for name, seed in (("a", 0), ("b", 1))]
     (warning,) = compare_folders(folders).warnings
-    assert warning.startswith("6 of 6 pictures were drawn from other seeds by b than by a")
+    assert warning.startswith("6 of 6 images were drawn from other seeds by b than by a")
 
 
 def test_a_prompt_of_two_categories_is_named(two: list[Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures that are drawn: diffusers' own, whatever the batch, and those of adapters and other UNets."""
+"""The images that are drawn: diffusers' own, whatever the batch, and those of adapters and other UNets."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ def choose(folder: Path, **changes: Any) -> Generation:
     return replace(Generation(str(folder), FrozenModel(guidance_scale=3.0), num_steps=2, num_images=2), **changes)
 
 
-def pictures(folder: Path) -> dict[tuple[int, int], Image.Image]:
+def images(folder: Path) -> dict[tuple[int, int], Image.Image]:
     return {row.key: open_image(folder / row.file) for row in read_manifest(folder)}
 
 
 def levels_apart(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference between two pictures, in 8-bit levels."""
+    """The largest difference between two images, in 8-bit levels."""
     return int(np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max())
 
 
 @pytest.fixture(scope="module")
 def drawn(tiny_sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of every prompt, drawn four at a time."""
+    """Two images of every prompt, drawn four at a time."""
     folder = tmp_path_factory.mktemp("drawn")
     generate_folder(choose(tiny_sd_folder, batch_size=4), PROMPTS, folder)
     return folder
 
 
-# Which pictures
+# Which images
 
 
 @pytest.mark.parametrize("name", ["tiny_sd", "tiny_sdxl"])
-def test_pictures_are_those_of_diffusers_from_the_same_latents(
+def test_images_are_those_of_diffusers_from_the_same_latents(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """DDIM, eta 0; picture n of prompt p starts from the generator of the seed, p and n."""
+    """DDIM, eta 0; image n of prompt p starts from the generator of the seed, p and n."""
     model: BaseModel = copy.deepcopy(request.getfixturevalue(name))
     generate_folder(choose(Path(model.name), num_images=1, seed=5), PROMPTS[:2], tmp_path)
     pipeline = model.pipeline
@@ -68,26 +68,26 @@ def test_pictures_are_those_of_diffusers_from_the_same_latents(
     generators = [generator_for(5, Purpose.GENERATION, p, 0) for p in range(2)]
     latents = torch.stack([torch.randn(model.latent_shape, generator=generator) for generator in generators])
     expected = pipeline(PROMPTS[:2], num_inference_steps=2, guidance_scale=3.0, latents=latents, height=64, width=64)
-    ours = pictures(tmp_path)
-    for p, picture in enumerate(expected.images):
-        assert levels_apart(ours[p, 0], picture) <= 1
-        assert np.asarray(picture).std() > 5
+    ours = images(tmp_path)
+    for p, image in enumerate(expected.images):
+        assert levels_apart(ours[p, 0], image) <= 1
+        assert np.asarray(image).std() > 5
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
-def test_the_batch_size_moves_a_picture_by_one_level_at_most(
+def test_the_batch_size_moves_an_image_by_one_level_at_most(
     batch_size: int, drawn: Path, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     """Kernels over other batches round otherwise; with the same batches not a byte differs."""
     generate_folder(choose(tiny_sd_folder, batch_size=batch_size), PROMPTS, tmp_path)
-    ours, theirs = pictures(tmp_path), pictures(drawn)
+    ours, theirs = images(tmp_path), images(drawn)
     assert ours.keys() == theirs.keys()
     assert max(levels_apart(ours[key], theirs[key]) for key in theirs) <= 1
 
 
-def test_every_picture_of_every_prompt_is_another(drawn: Path) -> None:
+def test_every_image_of_every_prompt_is_another(drawn: Path) -> None:
     """Prompts 0 and 2 are the same."""
-    found = [np.asarray(picture).tobytes() for picture in pictures(drawn).values()]
+    found = [np.asarray(image).tobytes() for image in images(drawn).values()]
     assert len(set(found)) == len(found) == 6
 
 
@@ -100,25 +100,25 @@ def test_the_same_call_draws_the_same_bytes_and_another_seed_others(tiny_sd_fold
     assert one != other
 
 
-def test_few_latents_at_once_move_a_picture_by_one_level_at_most(
+def test_few_latents_at_once_move_an_image_by_one_level_at_most(
     drawn: Path, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     base = FrozenModel(guidance_scale=3.0, max_batch=1)
     generate_folder(choose(tiny_sd_folder, base=base), PROMPTS[:1], tmp_path)
-    ours, theirs = pictures(tmp_path), pictures(drawn)
+    ours, theirs = images(tmp_path), images(drawn)
     assert max(levels_apart(ours[0, n], theirs[0, n]) for n in range(2)) <= 1
 
 
 def test_the_miniature_draws_what_it_is_told(tmp_path: Path) -> None:
-    """As many pictures as asked for; noise at eta = 1 makes others of the same start."""
+    """As many images as asked for; noise at eta = 1 makes others of the same start."""
     choice = Generation("miniature", FrozenModel(guidance_scale=2.0), num_steps=4, num_images=2)
     prompts = ["a red circle", "a blue square"]
     record = generate_folder(choice, prompts, tmp_path / "plain", categories=["warm", "cold"])
     generate_folder(replace(choice, eta=1.0), prompts, tmp_path / "noisy")
-    assert record["num_pictures"] == 4
+    assert record["num_images"] == 4
     rows = read_manifest(tmp_path / "plain")
     assert rows[3] == ImageRow(1, 1, "a blue square", "images/00001-1.png", 0, "cold")
-    plain, noisy = pictures(tmp_path / "plain"), pictures(tmp_path / "noisy")
+    plain, noisy = images(tmp_path / "plain"), images(tmp_path / "noisy")
     assert all(levels_apart(plain[key], noisy[key]) > 10 for key in plain)
 
 
@@ -142,7 +142,7 @@ def test_pixels_are_those_of_diffusers() -> None:
 # Adapters and other UNets
 
 
-def test_adapters_and_a_unet_draw_other_pictures_and_are_recorded(
+def test_adapters_and_a_unet_draw_other_images_and_are_recorded(
     drawn: Path, tiny_sd: BaseModel, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
     lora = written(tmp_path / "lora.safetensors", diffusers_layout(factors(tiny_sd, "unet")))
@@ -154,11 +154,11 @@ def test_adapters_and_a_unet_draw_other_pictures_and_are_recorded(
         "half": {"adapters": (f"{lora}:0.5",)},
         "tuned": {"unet": str(tmp_path / "unet")},
     }
-    one, base, records = {}, pictures(drawn)[0, 0], {}
+    one, base, records = {}, images(drawn)[0, 0], {}
     for name, given in changes.items():
         choice = choose(tiny_sd_folder, num_images=1, **given)
         records[name] = generate_folder(choice, PROMPTS[:1], tmp_path / name)["settings"]
-        one[name] = pictures(tmp_path / name)[0, 0]
+        one[name] = images(tmp_path / name)[0, 0]
     assert [row["scale"] for name in ("off", "half") for row in records[name]["adapters"]] == [0.0, 0.5]
     assert records["half"]["adapters"][0]["sha256"] == hashlib.sha256(Path(lora).read_bytes()).hexdigest()
     assert records["tuned"]["unet"] == str(tmp_path / "unet")
@@ -166,7 +166,7 @@ def test_adapters_and_a_unet_draw_other_pictures_and_are_recorded(
     assert min(levels_apart(one[name], base) for name in ("half", "tuned")) > 1
 
 
-# Pictures that are not finite
+# Images that are not finite
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, place: type, name: str, *, call: int, row: int) -> None:
@@ -183,10 +183,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, place: type, name: str, *, call: int,
     monkeypatch.setattr(place, name, spoiled)
 
 
-def test_a_picture_that_is_not_finite_is_named_and_not_written(
+def test_an_image_that_is_not_finite_is_named_and_not_written(
     tiny_sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches are (0, 0) and (0, 1), then (1, 0) and (1, 1); of the second the VAE spoils the second picture."""
+    """Batches are (0, 0) and (0, 1), then (1, 0) and (1, 1); of the second the VAE spoils the second image."""
     spoil(monkeypatch, AutoencoderKL, "decode", call=2, row=1)
     named = r"^image 1 of prompt 1 \('two\\nboats'\): the images decoded by the VAE: .* --base.vae$"
     with pytest.raises(ValueError, match=named) as caught:
@@ -244,12 +244,12 @@ def test_nothing_is_written_when_something_cannot_be_loaded(tiny_sd_folder: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_drew_the_pictures_is_recorded(drawn: Path, tiny_sd_folder: Path) -> None:
+def test_what_drew_the_images_is_recorded(drawn: Path, tiny_sd_folder: Path) -> None:
     record = json.loads((drawn / "generation.json").read_text())
     assert record["settings"]["model"] == str(tiny_sd_folder)
     assert record["settings"]["base"]["guidance_scale"] == 3.0
     assert record["settings"]["computed_in"] == "float32"
     assert record["versions"]["torch"] == version("torch")
-    assert (record["num_prompts"], record["num_pictures"], record["timing"]["num_kept"]) == (3, 6, 0)
+    assert (record["num_prompts"], record["num_images"], record["timing"]["num_kept"]) == (3, 6, 0)
     assert record["timing"]["seconds"] > 0
     assert "CPU" in record["timing"]["device"]

@@ -1,4 +1,4 @@
-"""The folder that pictures are drawn into: how it goes on, whom it belongs to, and how processes share it."""
+"""The folder that images are drawn into: how it goes on, whom it belongs to, and how processes share it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_generation import PROMPTS, choose, levels_apart, pictures
+from test_generation import PROMPTS, choose, images, levels_apart
 
 from stepalign.data.manifest import ImageRow, read_manifest
 from stepalign.evaluation import generation as module
@@ -46,7 +46,7 @@ class Listener:
 
 @pytest.fixture(scope="module")
 def finished(tiny_sd_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two pictures of each of three prompts."""
+    """Two images of each of three prompts."""
     folder = tmp_path_factory.mktemp("finished") / "a new folder"
     generate_folder(choose(tiny_sd_folder), PROMPTS, folder)
     return folder
@@ -59,14 +59,14 @@ def nothing(*_: object) -> BaseModel:
 # What is in it
 
 
-def test_the_files_are_a_manifest_a_record_and_a_picture_per_row(finished: Path) -> None:
+def test_the_files_are_a_manifest_a_record_and_an_image_per_row(finished: Path) -> None:
     files = sorted(str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file())
     names = [f"images/0000{p}-{n}.png" for p in range(3) for n in range(2)]
     assert files == sorted(["files.json", "generation.json", "manifest.jsonl", "stepalign.json", *names])
     assert read_manifest(finished) == [
         ImageRow(p, n, PROMPTS[p], f"images/0000{p}-{n}.png", 0, None) for p in range(3) for n in range(2)
     ]
-    assert {(picture.size, picture.mode) for picture in pictures(finished).values()} == {((64, 64), "RGB")}
+    assert {(image.size, image.mode) for image in images(finished).values()} == {((64, 64), "RGB")}
 
 
 def test_a_long_prompt_is_drawn_and_told_of(tiny_sd_folder: Path, tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def stopped_after(num: int) -> Listener:
 
 
 def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: Path, tmp_path: Path) -> None:
-    """Batches of 4: the first is kept, but for a picture that was cut short since."""
+    """Batches of 4: the first is kept, but for an image that was cut short since."""
     choice = choose(tiny_sd_folder, batch_size=4)
     with pytest.raises(KeyboardInterrupt):
         generate_folder(choice, PROMPTS, tmp_path, watcher=stopped_after(4))
@@ -133,7 +133,7 @@ def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: 
     assert not (tmp_path / "generation.json").exists()
     cut, kept = tmp_path / "images/00000-1.png", tmp_path / "images/00000-0.png"
     cut.write_bytes(cut.read_bytes()[:-40])
-    (tmp_path / "images/.00002-0.png.12345.tmp").write_bytes(b"half a picture")
+    (tmp_path / "images/.00002-0.png.12345.tmp").write_bytes(b"half an image")
     before, listener = kept.stat().st_mtime_ns, Listener()
     record = generate_folder(choice, PROMPTS, tmp_path, watcher=listener)
     assert listener.notes == ["3 of 6 images are there; generating the others"]
@@ -143,7 +143,7 @@ def test_a_killed_call_goes_on_where_it_stopped(finished: Path, tiny_sd_folder: 
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
         Path(row.file).name for row in read_manifest(finished)
     ]
-    ours, theirs = pictures(tmp_path), pictures(finished)
+    ours, theirs = images(tmp_path), images(finished)
     assert max(levels_apart(ours[key], theirs[key]) for key in theirs) <= 1
 
 
@@ -190,7 +190,7 @@ def test_a_folder_of_other_prompts_or_categories_is_refused(finished: Path, tiny
             generate_folder(choice, prompts, finished, categories=categories)
 
 
-def test_what_is_no_folder_of_pictures_is_refused(tiny_sd_folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_folder_of_images_is_refused(tiny_sd_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for output, complaint in (
         (tmp_path, "holds files of something else"),
@@ -242,7 +242,7 @@ def test_processes_share_the_images_and_the_main_one_writes_the_manifest(
         patch.setattr(module, "decided_by_main", lambda decide: missing)
         record = generate_folder(choice, PROMPTS, tmp_path, watcher=listeners[0])
     assert [listener.progress for listener in listeners] == [[(3, 3)], [(3, 3)]]
-    assert (record["timing"]["num_processes"], record["num_pictures"], record["timing"]["num_kept"]) == (2, 6, 0)
-    ours, theirs = pictures(tmp_path), pictures(finished)
+    assert (record["timing"]["num_processes"], record["num_images"], record["timing"]["num_kept"]) == (2, 6, 0)
+    ours, theirs = images(tmp_path), images(finished)
     assert ours.keys() == theirs.keys()
     assert max(levels_apart(ours[key], theirs[key]) for key in theirs) <= 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lora_files import diffusers_layout, factors, written
 from safetensors.torch import load_file, save_file
-from test_generation import choose, levels_apart, pictures
+from test_generation import choose, images, levels_apart
 
 from stepalign.data.manifest import read_manifest
 from stepalign.evaluation import generation as module
@@ -179,7 +179,7 @@ def test_a_damaged_image_is_generated_again(folder: Path, finished: Path, parts:
     record = generate_folder(choice_of(parts), PROMPTS, folder, watcher=watcher)
     assert watcher.notes == [f"in {folder} images/00001-0.png is damaged; made again"]
     assert record["timing"]["num_kept"] == 1
-    ours, theirs = pictures(folder), pictures(finished)
+    ours, theirs = images(folder), images(finished)
     assert max(levels_apart(ours[key], theirs[key]) for key in theirs) <= 1
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a folder's pictures as a set: diversity, drift, GenEval's verdicts."""
+"""What is measured of a folder's images as a set: diversity, drift, GenEval's verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepalign.cli import evaluate
 from stepalign.cli.main import main
 from stepalign.data.manifest import ImageRow, read_manifest, write_manifest
 from stepalign.data.prompt_sets import load_prompt_set
-from stepalign.evaluation.image_sets import PictureSets, diversity, geneval_prompts, measure_sets
+from stepalign.evaluation.image_sets import ImageSets, diversity, geneval_prompts, measure_sets
 from stepalign.miniature import PICKSCORE
 from stepalign.scorers.diversity import pairwise_distance
 from stepalign.scorers.drift import CMMD_NETWORK
@@ -40,7 +40,7 @@ class Notes(NullWatcher):
 
 
 def folder_of(path: Path, prompts: list[str], *, num_images: int, seed: int) -> list[ImageRow]:
-    """A folder of random pictures."""
+    """A folder of random images."""
     rng = np.random.default_rng(seed)
     path.mkdir()
     rows = []
@@ -54,14 +54,14 @@ def folder_of(path: Path, prompts: list[str], *, num_images: int, seed: int) -> 
 
 
 def measured(path: Path, rows: list[ImageRow], watcher: NullWatcher | None = None, **choice: Any) -> dict[str, Any]:
-    return measure_sets(path, rows, PictureSets(**choice), device="cpu", watcher=watcher or NullWatcher())
+    return measure_sets(path, rows, ImageSets(**choice), device="cpu", watcher=watcher or NullWatcher())
 
 
 def test_nothing_is_measured_unless_asked_for(tmp_path: Path) -> None:
     assert measured(tmp_path / "a", folder_of(tmp_path / "a", ["x"], num_images=1, seed=0)) == {}
 
 
-def test_diversity_is_of_each_prompts_own_pictures_in_any_order_of_rows(tmp_path: Path) -> None:
+def test_diversity_is_of_each_prompts_own_images_in_any_order_of_rows(tmp_path: Path) -> None:
     rows = folder_of(tmp_path / "a", ["x", "y", "z"], num_images=3, seed=0)
     network = ImageFeatures.from_pretrained(FEATURES)
     by_prompt = [[Image.open(tmp_path / "a" / f"{p}-{n}.png") for n in range(3)] for p in range(3)]
@@ -74,22 +74,22 @@ def test_diversity_is_of_each_prompts_own_pictures_in_any_order_of_rows(tmp_path
     assert found["features"]["sha256"] == network.record.sha256
 
 
-def test_diversity_wants_equally_many_pictures_of_every_prompt() -> None:
+def test_diversity_wants_equally_many_images_of_every_prompt() -> None:
     rows = [ImageRow(0, 0, "x", "a"), ImageRow(0, 1, "x", "b"), ImageRow(1, 0, "y", "c")]
-    with pytest.raises(ValueError, match=r"pictures of a prompt must be equally many .*, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"images of a prompt must be equally many .*, got \[1, 2\]"):
         diversity(rows, torch.randn(3, 4))
 
 
-def test_single_pictures_have_no_diversity_and_that_is_said(tmp_path: Path) -> None:
+def test_single_images_have_no_diversity_and_that_is_said(tmp_path: Path) -> None:
     watcher = Notes()
     rows = folder_of(tmp_path / "a", ["x", "y"], num_images=1, seed=0)
     assert "diversity" not in measured(tmp_path / "a", rows, watcher, features=FEATURES)
-    assert watcher.notes == ["diversity needs at least two pictures of every prompt; not measured"]
+    assert watcher.notes == ["diversity needs at least two images of every prompt; not measured"]
 
 
 @pytest.fixture(scope="module")
 def cmmd_network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random CLIP that takes pictures of CMMD's size."""
+    """A random CLIP that takes images of CMMD's size."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = CLIPVisionConfig(image_size=336, patch_size=112, projection_dim=8, **sizes)
@@ -121,12 +121,12 @@ def test_a_folder_has_not_moved_from_itself_and_has_from_another(tmp_path: Path,
 )
 def test_choices_that_measure_nothing_are_refused(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PictureSets(**choice)
+        ImageSets(**choice)
 
 
 @pytest.fixture
 def geneval_folder(tmp_path: Path) -> tuple[Path, list[ImageRow]]:
-    """One picture of GenEval's first prompt of each task."""
+    """One image of GenEval's first prompt of each task."""
     metadata = load_prompt_set("geneval").metadata or []
     first = {row["tag"]: row["prompt"] for row in reversed(metadata)}
     return tmp_path / "g", folder_of(tmp_path / "g", list(first.values()), num_images=1, seed=0)
@@ -160,7 +160,7 @@ def test_imported_detections_are_judged_by_what_each_prompt_asks(
 
 def test_other_prompts_have_no_verdict(tmp_path: Path) -> None:
     rows = folder_of(tmp_path / "a", ["a photo of a bench", "a castle"], num_images=1, seed=0)
-    with pytest.raises(ValueError, match="1 of 2 pictures are of prompts that are not GenEval's, the first 'a castle'"):
+    with pytest.raises(ValueError, match="1 of 2 images are of prompts that are not GenEval's, the first 'a castle'"):
         geneval_prompts(tmp_path / "a", read_manifest(tmp_path / "a"))
     assert geneval_prompts(tmp_path / "a", rows[:1])[0].tag == "single_object"
 

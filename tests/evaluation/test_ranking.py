@@ -97,7 +97,7 @@ def test_a_system_that_always_wins_has_a_wide_finite_interval() -> None:
     assert 1.2 < low < 2.2 < 2 * first.strength < high < 20
 
 
-def test_pictures_of_a_prompt_share_one_match() -> None:
+def test_images_of_a_prompt_share_one_match() -> None:
     scores = matches(np.array([-0.5, 0.0, 0.5]), 60)
     once, copied = rank(scores, np.arange(60)), rank(scores.repeat(4, axis=1), np.arange(60).repeat(4))
     assert once == copied

@@ -1,4 +1,4 @@
-"""What is written of scored pictures: the same numbers in every file, and their intervals over prompts."""
+"""What is written of scored images: the same numbers in every file, and their intervals over prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from scored import PROMPTS, evaluate, save_pictures, spies
+from scored import PROMPTS, evaluate, save_images, spies
 
 from stepalign.data.manifest import ImageRow, read_manifest, read_scores
 from stepalign.evaluation.result_card import Scored, card, mean_over_prompts, write_results
@@ -29,17 +29,17 @@ RECORD = {"weights": "owner/model", "sha256": "0123456789abcdef" * 4, "preproces
 
 
 def written(folder: Path, rows: list[ImageRow], columns: dict[str, list[float]], **given: Any) -> dict[str, Any]:
-    """The results of columns, all by one scorer, for pictures of one style."""
+    """The results of columns, all by one scorer, for images of one style."""
     scored = Scored(columns, {name: dict(RECORD) for name in columns})
     style = [{"high_frequency_share": float(index)} for index in range(len(rows))]
-    return write_results(folder, rows, scored, style, **{"pictures": "digest", "name": None, "device": "cpu"}, **given)
+    return write_results(folder, rows, scored, style, **{"images": "digest", "name": None, "device": "cpu"}, **given)
 
 
 # Means
 
 
 def test_a_mean_is_over_prompts_and_so_is_its_interval() -> None:
-    """Prompt 4 has the pictures 1 and 3, prompt 2 has 8, prompt 9 has 0, 3 and 6: means 2, 8 and 3."""
+    """Prompt 4 has the images 1 and 3, prompt 2 has 8, prompt 9 has 0, 3 and 6: means 2, 8 and 3."""
     rows = [row(4, 0), row(2), row(4, 1), row(9, 0), row(9, 1), row(9, 2)]
     found = mean_over_prompts(rows, [1.0, 8.0, 3.0, 0.0, 3.0, 6.0])
     assert (found["mean"], found["num_prompts"]) == (pytest.approx(13 / 3), 3)
@@ -75,7 +75,7 @@ def test_categories_have_means_of_their_own(tmp_path: Path) -> None:
 @pytest.fixture
 def evaluated(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path / "boats and cats"
-    save_pictures(folder, categories=["water", "feet", "water"])
+    save_images(folder, categories=["water", "feet", "water"])
     with spies():
         return folder, evaluate(folder, "pickscore", "aesthetic", wrong_prompts=True)
 
@@ -105,7 +105,7 @@ def test_the_results_say_what_was_scored_on_what(evaluated: tuple[Path, dict[str
     assert (results["name"], results["num_prompts"], results["num_images"]) == ("boats and cats", 3, 6)
     assert results["prompts_sha256"] == hashlib.sha256(json.dumps(PROMPTS).encode()).hexdigest()
     digests = [hashlib.sha256((folder / line.file).read_bytes()).digest() for line in read_manifest(folder)]
-    assert results["pictures_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
+    assert results["images_sha256"] == hashlib.sha256(b"".join(digests)).hexdigest()
     assert (results["device"], results["versions"]) == (device_name(torch.device("cpu")), versions())
     assert results["generation"] is None
     scores = [line.scores["pickscore-wrong-prompt"] for line in read_scores(folder)]
@@ -113,22 +113,22 @@ def test_the_results_say_what_was_scored_on_what(evaluated: tuple[Path, dict[str
     assert results["scorers"]["aesthetic"]["needs_prompt"] is False
 
 
-def test_what_drew_the_pictures_and_what_else_was_measured_are_in_the_results(tmp_path: Path) -> None:
+def test_what_drew_the_images_and_what_else_was_measured_are_in_the_results(tmp_path: Path) -> None:
     drift = {"reference": "base", "num_images": 4, "cmmd": {"value": 0.5, "features": RECORD}}
     drew = {"settings": {"model": "Füße", "seed": 3}}
     (tmp_path / "generation.json").write_text(json.dumps(drew), encoding="utf-8")
     results = written(tmp_path, [row(0), row(1)], {"one": [1.0, 2.0]}, more={"drift": drift})
     assert (results["generation"], results["drift"]) == (drew, drift)
-    assert "## Distance from base\n\n4 pictures.\n\n- CMMD 0.5000, of " in (tmp_path / "results.md").read_text("utf-8")
+    assert "## Distance from base\n\n4 images.\n\n- CMMD 0.5000, of " in (tmp_path / "results.md").read_text("utf-8")
     assert '"model": "Füße"' in (tmp_path / "results.md").read_text(encoding="utf-8")
     assert "drift" not in json.loads((tmp_path / "summary.json").read_text())
 
 
 def test_a_name_can_be_given(tmp_path: Path) -> None:
     with spies():
-        save_pictures(tmp_path / "folder")
+        save_images(tmp_path / "folder")
         assert evaluate(tmp_path / "folder", "pickscore", name="GradSPO")["name"] == "GradSPO"
-    assert (tmp_path / "folder/results.md").read_text().startswith("# GradSPO\n\n6 pictures of 3 prompts.\n")
+    assert (tmp_path / "folder/results.md").read_text().startswith("# GradSPO\n\n6 images of 3 prompts.\n")
 
 
 def test_the_card_has_every_number_and_how_to_get_it(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_the_card_has_every_number_and_how_to_get_it(tmp_path: Path) -> None:
     assert "| one | owner/model | `0123456789abcdef` | RGB |\n" in text
     assert "| high frequency share | 0.7500 (" in text
     assert "- prompts, SHA-256: `" in text
-    assert "- pictures: `digest`" in text
+    assert "- images: `digest`" in text
     assert f"Scored on {device_name(torch.device('cpu'))} with stepalign " in text
     assert "```json" not in text
 
@@ -150,4 +150,4 @@ def test_the_card_of_one_prompt_has_no_intervals(tmp_path: Path) -> None:
     written(tmp_path, [row(0)], {"one": [1.25]})
     text = (tmp_path / "results.md").read_text()
     assert "| one | 1.2500 | cosine |\n" in text
-    assert " to " not in text.partition("## Pictures")[0].replace("how to", "")
+    assert " to " not in text.partition("## Images")[0].replace("how to", "")

@@ -1,4 +1,4 @@
-"""Folders of pictures scored: every picture once by every scorer, nothing twice, and nothing that cannot be read."""
+"""Folders of images scored: every image once by every scorer, nothing twice, and nothing that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn import picture
+from drawn import an_image
 from PIL import Image
-from scored import FILES, PROMPTS, Notes, evaluate, level, save_pictures, spies, value
+from scored import FILES, PROMPTS, Notes, evaluate, level, save_images, spies, value
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.data.manifest import ImageRow, read_manifest, read_scores, write_manifest
@@ -23,13 +23,13 @@ from stepalign.support.watcher import NullWatcher
 
 @pytest.fixture
 def rows(tmp_path: Path) -> list[ImageRow]:
-    """Two pictures of each of three prompts in the folder `pictures`."""
-    return save_pictures(tmp_path / "pictures")
+    """Two images of each of three prompts in the folder `images`."""
+    return save_images(tmp_path / "images")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, rows: list[ImageRow]) -> Path:
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
-def test_every_picture_is_scored_once_with_its_prompt(batch_size: int, folder: Path, rows: list[ImageRow]) -> None:
+def test_every_image_is_scored_once_with_its_prompt(batch_size: int, folder: Path, rows: list[ImageRow]) -> None:
     with spies() as found:
         results = evaluate(folder, "pickscore", "aesthetic", batch_size=batch_size)
     assert [entry for entry, _ in found.loaded] == [*results["scores"]] == ["pickscore", "aesthetic"]
@@ -67,21 +67,21 @@ def test_wrong_prompts_fill_columns_of_scorers_that_need_a_prompt(folder: Path, 
     assert all(one != other for one, other in zip(own, others, strict=True))
 
 
-def test_the_watcher_is_told_of_every_picture(folder: Path) -> None:
+def test_the_watcher_is_told_of_every_image(folder: Path) -> None:
     watcher = Notes()
     with spies():
         evaluate_folder(folder, Scoring(("pickscore",), 4), watcher=watcher)
     assert watcher.phases == [*(("inspect", n, 6) for n in range(1, 7)), ("score", 4, 6), ("score", 6, 6)]
 
 
-def test_prompts_of_any_script_and_pictures_of_any_mode(tmp_path: Path) -> None:
-    rows = save_pictures(tmp_path / "pictures")
-    picture(8, 8).convert("L").save(tmp_path / "pictures" / rows[0].file)
-    picture(9, 5).convert("RGBA").save(tmp_path / "pictures" / rows[1].file)
+def test_prompts_of_any_script_and_images_of_any_mode(tmp_path: Path) -> None:
+    rows = save_images(tmp_path / "images")
+    an_image(8, 8).convert("L").save(tmp_path / "images" / rows[0].file)
+    an_image(9, 5).convert("RGBA").save(tmp_path / "images" / rows[1].file)
     with spies():
-        results = evaluate(tmp_path / "pictures", "pickscore")
+        results = evaluate(tmp_path / "images", "pickscore")
     assert results["num_images"] == 6
-    text = (tmp_path / "pictures/scores.jsonl").read_text(encoding="utf-8")
+    text = (tmp_path / "images/scores.jsonl").read_text(encoding="utf-8")
     assert all(prompt in text for prompt in PROMPTS)
 
 
@@ -113,8 +113,8 @@ def test_a_new_scorer_is_added_to_those_before(folder: Path) -> None:
     assert found.scored == {"clip-score": 6}
 
 
-def other_picture(folder: Path) -> None:
-    picture(8, 8, seed=99).save(folder / "images/1-0.png")
+def other_image(folder: Path) -> None:
+    an_image(8, 8, seed=99).save(folder / "images/1-0.png")
 
 
 def other_prompt(folder: Path) -> None:
@@ -134,7 +134,7 @@ def other_numbers(folder: Path) -> None:
     write_manifest(folder, [replace(row, prompt_index=row.prompt_index + 1) for row in read_manifest(folder)])
 
 
-@pytest.mark.parametrize("change", [other_picture, other_prompt, other_order, fewer, other_numbers])
+@pytest.mark.parametrize("change", [other_image, other_prompt, other_order, fewer, other_numbers])
 def test_what_has_changed_is_scored_again(change: Callable[[Path], None], folder: Path, tmp_path: Path) -> None:
     """And nothing of before is left: the files are those of a folder that was like this from the start."""
     with spies():
@@ -206,12 +206,12 @@ def test_a_stop_while_a_column_is_replaced_leaves_no_score_under_anothers_name(f
     assert found.scored == {"pickscore": 6}
 
 
-def test_the_digest_of_the_pictures_is_of_their_bytes_in_order(folder: Path, rows: list[ImageRow]) -> None:
+def test_the_digest_of_the_images_is_of_their_bytes_in_order(folder: Path, rows: list[ImageRow]) -> None:
     digest, style = inspect(folder, rows, NullWatcher())
     assert style == [style_of(Image.open(folder / row.file)) for row in rows]
     assert inspect(folder, rows, NullWatcher())[0] == digest
     assert inspect(folder, rows[::-1], NullWatcher())[0] != digest
-    other_picture(folder)
+    other_image(folder)
     assert inspect(folder, rows, NullWatcher())[0] != digest
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from compared import gained, level, save_folder
-from drawn import picture
-from scored import FILES, Notes, evaluate, save_pictures, spies
+from drawn import an_image
+from scored import FILES, Notes, evaluate, save_images, spies
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.data.manifest import EVALUATION, read_manifest
@@ -25,9 +25,9 @@ from stepalign.support.file_record import check_files
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures of each of three prompts."""
-    save_pictures(tmp_path / "pictures")
-    return tmp_path / "pictures"
+    """Two images of each of three prompts."""
+    save_images(tmp_path / "images")
+    return tmp_path / "images"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -110,9 +110,9 @@ def compared(folder: Path, **changes: object) -> list[Path]:
         images = ordered_files_digest([path / row.file for row in read_manifest(path)])
         results = json.loads((path / EVALUATION).read_text(encoding="utf-8"))
         results["scorers"]["s"]["content"] = "cd" * 32
-        (path / EVALUATION).write_text(json.dumps(results | {"pictures_sha256": images}), encoding="utf-8")
+        (path / EVALUATION).write_text(json.dumps(results | {"images_sha256": images}), encoding="utf-8")
     results["scorers"]["s"] |= changes
-    (paths[1] / EVALUATION).write_text(json.dumps(results | {"pictures_sha256": images}), encoding="utf-8")
+    (paths[1] / EVALUATION).write_text(json.dumps(results | {"images_sha256": images}), encoding="utf-8")
     return paths
 
 
@@ -124,13 +124,13 @@ def test_scorers_are_compared_by_what_was_loaded_not_by_their_files(tmp_path: Pa
 
 def test_images_that_changed_since_they_were_scored_are_not_compared(tmp_path: Path) -> None:
     paths = compared(tmp_path)
-    picture(8, 8, seed=99).save(paths[1] / "images/00002-0.png")
+    an_image(8, 8, seed=99).save(paths[1] / "images/00002-0.png")
     with pytest.raises(ValueError, match=r"b: its images are not those that were scored; run `stepalign evaluate`"):
         compare_folders(paths)
 
 
 def test_scores_that_were_changed_are_not_compared(folder: Path, tmp_path: Path) -> None:
-    save_pictures(tmp_path / "other")
+    save_images(tmp_path / "other")
     with spies():
         evaluate(folder, "pickscore")
         evaluate(tmp_path / "other", "pickscore")
@@ -146,7 +146,7 @@ def test_no_two_jobs_score_a_folder_at_once(folder: Path) -> None:
     with (
         spies(),
         locked(folder),
-        pytest.raises(ValueError, match=r"^output: another job is at work in .*pictures"),
+        pytest.raises(ValueError, match=r"^output: another job is at work in .*images"),
     ):
         evaluate(folder, "pickscore")
     assert not any((folder / name).exists() for name in FILES)

@@ -25,7 +25,7 @@ T = torch.tensor([701, 501, 251, 1, 0])
 
 
 class Decoder:
-    """A VAE whose latents are the pictures; it keeps what it was shown."""
+    """A VAE whose latents are the images; it keeps what it was shown."""
 
     def __init__(self) -> None:
         self.shown: list[Tensor] = []
@@ -74,7 +74,7 @@ def test_the_judges_score_is_the_models_on_the_decoded_image_at_its_timestep(
         ("clamp-first", "resize-first", "resize-first"),
     ],
 )
-def test_pictures_are_prepared_as_the_model_was_trained_unless_another_way_is_asked_for(
+def test_images_are_prepared_as_the_model_was_trained_unless_another_way_is_asked_for(
     tiny_clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     decode: Decoder,

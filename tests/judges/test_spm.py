@@ -39,7 +39,7 @@ def modulated(tiny_spm_folder: Path) -> StepAwarePreferenceModel:
 
 @pytest.mark.parametrize("b", [1, 8, 1000])
 def test_at_initialisation_scores_are_clips_logits_at_every_timestep(tiny_clip: CLIPModel, ids: Tensor, b: int) -> None:
-    """A picture for each of the timesteps 0 ... 999, b at once."""
+    """An image for each of the timesteps 0 ... 999, b at once."""
     model, images = StepAwarePreferenceModel.from_clip(tiny_clip).eval(), pixels(1000)
     with torch.no_grad():
         text = model.text_features(ids[:1]).expand(b, -1)

@@ -38,7 +38,7 @@ def scenes_of(captions: list[str], *, quality: float | Tensor = 1.0, seed: int =
     return replace(scenes, quality=torch.as_tensor(quality).expand(len(captions), 4).clone())
 
 
-def pictures_of(captions: list[str], *, quality: float | Tensor = 1.0) -> Tensor:
+def images_of(captions: list[str], *, quality: float | Tensor = 1.0) -> Tensor:
     return render(scenes_of(captions, quality=quality), generator(1))
 
 
@@ -72,7 +72,7 @@ def test_scenes_show_what_was_asked_and_the_generator_decides_the_rest() -> None
     assert not torch.equal(first.quality, other.quality)
 
 
-def test_pictures_are_32_pixels_in_0_to_1_and_decided_by_scene_and_generator() -> None:
+def test_images_are_32_pixels_in_0_to_1_and_decided_by_scene_and_generator() -> None:
     scenes = scenes_of(CAPTIONS[:8], quality=0.5)
     first, again, other = (render(scenes, generator(seed)) for seed in (0, 0, 1))
     assert first.shape == (8, 3, 32, 32)
@@ -107,7 +107,7 @@ def test_labels_are_preferences_or_ties_without_a_favourite_place() -> None:
 
 
 @pytest.mark.parametrize("what", ["quality", "alignment"])
-def test_the_annotator_prefers_better_pictures(what: str) -> None:
+def test_the_annotator_prefers_better_images(what: str) -> None:
     first, second, label = draw_pairs(CAPTIONS * 5, generator())
     wanted = attributes_of(CAPTIONS * 5)
 
@@ -123,12 +123,12 @@ def test_the_annotator_prefers_better_pictures(what: str) -> None:
 # The oracles
 
 
-def test_perfect_pictures_are_in_perfect_alignment() -> None:
-    assert (oracles.alignment(pictures_of(CAPTIONS), CAPTIONS) == 1).float().mean() >= 0.99
+def test_perfect_images_are_in_perfect_alignment() -> None:
+    assert (oracles.alignment(images_of(CAPTIONS), CAPTIONS) == 1).float().mean() >= 0.99
 
 
-def test_middling_pictures_are_still_recognised() -> None:
-    assert oracles.alignment(pictures_of(CAPTIONS, quality=0.5), CAPTIONS).mean() > 0.97
+def test_middling_images_are_still_recognised() -> None:
+    assert oracles.alignment(images_of(CAPTIONS, quality=0.5), CAPTIONS).mean() > 0.97
 
 
 @pytest.mark.parametrize("attribute", range(4), ids=[name for name, _ in world.ATTRIBUTES])
@@ -136,7 +136,7 @@ def test_a_wrong_attribute_costs_a_quarter(attribute: int) -> None:
     captions = CAPTIONS[:100]
     wrong = attributes_of(captions)
     wrong[:, attribute] = (wrong[:, attribute] + 1) % world.ATTRIBUTES[attribute][1]
-    scores = oracles.alignment(pictures_of(captions), [caption(row) for row in wrong.tolist()])
+    scores = oracles.alignment(images_of(captions), [caption(row) for row in wrong.tolist()])
     assert (scores == 0.75).float().mean() > 0.95
 
 
@@ -147,38 +147,38 @@ def test_each_quality_raises_the_aesthetic(index: int) -> None:
         quality = torch.full((4,), 0.7)
         quality[index] = level
         captions = CAPTIONS[:150]
-        means.append(oracles.aesthetic(pictures_of(captions, quality=quality), captions).mean().item())
+        means.append(oracles.aesthetic(images_of(captions, quality=quality), captions).mean().item())
     assert means == sorted(means)
     assert means[-1] > means[0] + 0.03
 
 
 def test_the_aesthetic_spans_bad_to_perfect_and_does_not_read_the_prompt() -> None:
-    bad, good = (oracles.aesthetic(pictures_of(CAPTIONS, quality=level), CAPTIONS).mean() for level in (0.0, 1.0))
+    bad, good = (oracles.aesthetic(images_of(CAPTIONS, quality=level), CAPTIONS).mean() for level in (0.0, 1.0))
     assert bad < 0.45
     assert good > 0.85
-    pictures = pictures_of(CAPTIONS)
-    assert torch.equal(oracles.aesthetic(pictures, CAPTIONS), oracles.aesthetic(pictures, CAPTIONS[::-1]))
+    images = images_of(CAPTIONS)
+    assert torch.equal(oracles.aesthetic(images, CAPTIONS), oracles.aesthetic(images, CAPTIONS[::-1]))
 
 
 @pytest.mark.parametrize(("fault", "cost"), [("grey", 0.25), ("flat", 0.25), ("blurred", 0.22), ("grainy", 0.15)])
-def test_each_fault_costs_a_picture_its_share_of_the_aesthetic(fault: str, cost: float) -> None:
+def test_each_fault_costs_an_image_its_share_of_the_aesthetic(fault: str, cost: float) -> None:
     captions = CAPTIONS[:150]
-    pictures = pictures_of(captions)
+    images = images_of(captions)
     spoilt = {
-        "grey": pictures.mean(1, keepdim=True).expand_as(pictures),
-        "flat": 0.5 + 0.3 * (pictures - 0.5),
-        "blurred": world.gaussian_blur(pictures, torch.full((150,), 2.5)),
-        "grainy": (pictures + 0.1 * torch.randn(pictures.shape, generator=generator(2))).clamp(0, 1),
+        "grey": images.mean(1, keepdim=True).expand_as(images),
+        "flat": 0.5 + 0.3 * (images - 0.5),
+        "blurred": world.gaussian_blur(images, torch.full((150,), 2.5)),
+        "grainy": (images + 0.1 * torch.randn(images.shape, generator=generator(2))).clamp(0, 1),
     }[fault]
-    lost = oracles.aesthetic(pictures, captions) - oracles.aesthetic(spoilt, captions)
+    lost = oracles.aesthetic(images, captions) - oracles.aesthetic(spoilt, captions)
     assert lost.mean() > cost
 
 
-def test_oracles_stay_in_0_to_1_whatever_the_picture() -> None:
+def test_oracles_stay_in_0_to_1_whatever_the_image() -> None:
     odd = [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32), torch.rand(1, 3, 32, 32, generator=generator())]
-    for picture in odd:
+    for image in odd:
         for oracle in (oracles.aesthetic, oracles.alignment):
-            assert 0 <= oracle(picture, CAPTIONS[:1]).item() <= 1
+            assert 0 <= oracle(image, CAPTIONS[:1]).item() <= 1
 
 
 # The models that come with the package
@@ -232,44 +232,44 @@ def pair_accuracy(scores: Tensor, label: Tensor) -> float:
 
 
 def held_out_pairs() -> tuple[list[str], Tensor, Tensor]:
-    """Captions, pictures "b 2 3 h w" in [0, 1] and labels, none of them trained on."""
+    """Captions, images "b 2 3 h w" in [0, 1] and labels, none of them trained on."""
     captions = world.split_captions()[1][:100]
     first, second, label = draw_pairs(captions, generator(5))
     return captions, torch.stack([render(first, generator(6)), render(second, generator(7))], 1), label
 
 
 def test_the_spm_judges_latents_better_than_chance(model: BaseModel) -> None:
-    captions, pictures, label = held_out_pairs()
+    captions, images, label = held_out_pairs()
     spm = StepAwarePreferenceModel.from_pretrained(miniature.SPM)
     judge = StepAwareJudge(spm, model.pipeline.tokenizer, model.decode)
     texts = [text for text in captions for _ in range(2)]
-    latents = model.encode_images(pictures.flatten(0, 1) * 2 - 1)
+    latents = model.encode_images(images.flatten(0, 1) * 2 - 1)
     scores = judge(latents, latents, torch.zeros(len(texts), dtype=torch.long), texts)
     assert pair_accuracy(scores.reshape(-1, 2), label) > 0.7
 
 
 def test_the_pickscore_is_a_clip_that_judges_better_than_chance() -> None:
-    captions, pictures, label = held_out_pairs()
+    captions, images, label = held_out_pairs()
     scorer = PickScore.from_pretrained(str(miniature.PICKSCORE))
     texts = [text for text in captions for _ in range(2)]
     with torch.no_grad():
-        assert pair_accuracy(scorer(pictures.flatten(0, 1), texts).reshape(-1, 2), label) > 0.7
+        assert pair_accuracy(scorer(images.flatten(0, 1), texts).reshape(-1, 2), label) > 0.7
 
 
 def test_the_spm_has_the_towers_of_the_pickscore_and_knows_the_timestep() -> None:
     spm = StepAwarePreferenceModel.from_pretrained(miniature.SPM)
     clip = CLIPModel.from_pretrained(miniature.PICKSCORE)
     assert spm.state_dict().keys() > clip.state_dict().keys()
-    pixels = preprocess(pictures_of(CAPTIONS[:4]), 32, rounding="transformers")
+    pixels = preprocess(images_of(CAPTIONS[:4]), 32, rounding="transformers")
     early, late = (spm.image_features(pixels, torch.full((4,), t)) for t in (951, 1))
     assert not torch.allclose(early, late, atol=1e-3)
 
 
 def test_the_published_oracle_figures(model: BaseModel) -> None:
-    """In the miniature's README: .57, .96 over all qualities; .94, 1.00 over perfect pictures; .80 through the VAE."""
+    """In the miniature's README: .57, .96 over all qualities; .94, 1.00 over perfect images; .80 through the VAE."""
     _, held_out = world.split_captions()
     mixed = render(draw_scenes(attributes_of(held_out), generator()), generator())
-    perfect = pictures_of(held_out)
+    perfect = images_of(held_out)
     with torch.no_grad():
         decoded = (model.decode(model.encode_images(perfect * 2 - 1)) / 2 + 0.5).clamp(0, 1)
     measured = [metric(mixed, held_out).mean().item() for metric in (oracles.aesthetic, oracles.alignment)]

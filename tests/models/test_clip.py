@@ -30,7 +30,7 @@ def undone(processed: Tensor) -> Tensor:
     return processed * std + mean
 
 
-def pictures(b: int, height: int, width: int) -> Tensor:
+def some_images(b: int, height: int, width: int) -> Tensor:
     return torch.rand(b, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
@@ -45,7 +45,7 @@ def test_every_channel_has_clips_mean_and_std() -> None:
 
 
 def test_an_image_of_the_right_size_keeps_its_pixels() -> None:
-    images = pictures(2, 8, 8)
+    images = some_images(2, 8, 8)
     torch.testing.assert_close(undone(prepared(images, 8)), images, rtol=0, atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_halving_weighs_four_pixels_of_each_line_bicubically() -> None:
 @pytest.mark.parametrize(("rounding", "start"), [("torchvision", 2), ("transformers", 2), ("spo", 2)])
 def test_an_oblong_image_keeps_its_middle(height: int, width: int, rounding: Rounding, start: int) -> None:
     """Of 12 columns the 8 from 2 on; of 13 also those from 2 on, since half of 5 is nearer to the even 2."""
-    images = pictures(1, height, width)
+    images = some_images(1, height, width)
     kept = slice(start, start + 8)
     expected = images[:, :, kept] if height > width else images[:, :, :, kept]
     torch.testing.assert_close(undone(preprocess(images, 8, rounding=rounding)), expected, rtol=0, atol=1e-6)
@@ -83,7 +83,7 @@ def test_an_oblong_image_keeps_its_middle(height: int, width: int, rounding: Rou
 @pytest.mark.parametrize(("rounding", "start"), [("torchvision", 2), ("transformers", 1), ("spo", 2)])
 def test_a_margin_of_three_is_halved_to_one_or_two(height: int, width: int, rounding: Rounding, start: int) -> None:
     """round(1.5) = 2, 3 // 2 = 1."""
-    images = pictures(1, height, width)
+    images = some_images(1, height, width)
     kept = slice(start, start + 8)
     expected = images[:, :, kept] if height > width else images[:, :, :, kept]
     torch.testing.assert_close(undone(preprocess(images, 8, rounding=rounding)), expected, rtol=0, atol=1e-6)
@@ -91,7 +91,7 @@ def test_a_margin_of_three_is_halved_to_one_or_two(height: int, width: int, roun
 
 @pytest.mark.parametrize(("height", "width"), [(16, 32), (32, 16), (20, 33), (9, 6)])
 def test_an_oblong_image_is_resized_by_its_short_side(height: int, width: int) -> None:
-    """A ramp along the long side stays centred: the middle of the picture is the middle of the result."""
+    """A ramp along the long side stays centred: the middle of the image is the middle of the result."""
     long = torch.linspace(0, 1, max(height, width))
     images = (long if width > height else long[:, None]).expand(1, 3, height, width)
     processed = undone(prepared(images, 8))
@@ -103,7 +103,7 @@ def test_an_oblong_image_is_resized_by_its_short_side(height: int, width: int) -
 
 
 def test_gradients_flow_to_what_is_seen_and_not_clamped() -> None:
-    images = pictures(1, 8, 12).requires_grad_()
+    images = some_images(1, 8, 12).requires_grad_()
     prepared(images, 8).square().sum().backward()
     assert (images.grad[..., 2:10] != 0).all()
     assert not images.grad[..., :2].any()
@@ -111,7 +111,7 @@ def test_gradients_flow_to_what_is_seen_and_not_clamped() -> None:
 
 
 def test_half_precision_images_are_processed_in_fp32() -> None:
-    images = pictures(1, 10, 10).half()
+    images = some_images(1, 10, 10).half()
     torch.testing.assert_close(prepared(images, 8), prepared(images.float(), 8), rtol=0, atol=0)
 
 
@@ -194,7 +194,7 @@ def test_resizing_first_works_on_decoded_values_and_clamps_what_resizing_makes()
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (20, 33), (9, 6)])
 def test_both_orders_agree_closely_where_nothing_is_clamped(height: int, width: int) -> None:
     """As far as fp16 allows: 2^-11 of a value, and a few of its roundings in resizing."""
-    images = 0.6 * pictures(2, height, width) - 0.3
+    images = 0.6 * some_images(2, height, width) - 0.3
     one, other = (preprocess_decoded(images, 8, order=order) for order in ("clamp-first", "resize-first"))
     assert one.dtype == other.dtype == torch.float32
     torch.testing.assert_close(undone(other), undone(one), rtol=0, atol=2e-3)

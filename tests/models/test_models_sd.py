@@ -187,7 +187,7 @@ def test_images_are_encoded_to_the_scale_latents_have(tiny_sd: BaseModel, pipeli
     assert torch.allclose(encoded, expected, atol=1e-6)
 
 
-def test_pictures_need_not_be_square(tiny_sd_folder: Path, pipeline: DiffusionPipeline) -> None:
+def test_images_need_not_be_square(tiny_sd_folder: Path, pipeline: DiffusionPipeline) -> None:
     model = load(str(tiny_sd_folder), resolution=(96, 64))
     assert model.latent_shape == (4, 12, 8)
     images = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1

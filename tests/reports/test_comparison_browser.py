@@ -27,7 +27,7 @@ ZOOMED = """(() => {
   context.drawImage(image, 0, 0);
   return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
 })()"""
-"""The first pixel of the enlarged picture: model, prompt and picture."""
+"""The first pixel of the enlarged image: model, prompt and image."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_real_key_changes_a_choice(tab: Chromium) -> None:
     assert tab.run(ORDER)[:2] == [5, 2]
 
 
-def test_a_click_enlarges_that_very_picture_and_escape_closes_it(tab: Chromium) -> None:
+def test_a_click_enlarges_that_very_image_and_escape_closes_it(tab: Chromium) -> None:
     choose(tab, "order", "gains")
     tab.click("#prompts > li:nth-child(2) .row:nth-of-type(2) figure:nth-child(2) button")
     assert tab.run("document.getElementById('zoom').open")

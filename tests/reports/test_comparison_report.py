@@ -1,4 +1,4 @@
-"""The page of a comparison: its tables, which pictures it holds, that it is safe and needs nothing but itself."""
+"""The page of a comparison: its tables, which images it holds, that it is safe and needs nothing but itself."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def test_any_text_is_shown_as_text(tmp_path: Path) -> None:
     assert data["models"] == [f"{ATTACK}{name}" for name in "abc"]
 
 
-def test_every_prompt_has_its_pictures_side_by_side(tmp_path: Path) -> None:
-    """The first pixel says which model, prompt and picture it is."""
+def test_every_prompt_has_its_images_side_by_side(tmp_path: Path) -> None:
+    """The first pixel says which model, prompt and image it is."""
     result = page(two(tmp_path, num_images=2), tmp_path / "out")
     shown = [pixels(image)[0, 0].tolist() for image in result.named("img")]
     assert shown == [[model, number, image] for number in range(6) for image in range(2) for model in (1, 2)]
     assert [card["data-number"] for card in result.named("li", **{"class": "card"})] == [str(n) for n in range(6)]
     assert all(image.get("alt") for image in result.named("img"))
-    assert "All 6 prompts are shown, with all 2 pictures of each model." in result.text
+    assert "All 6 prompts are shown, with all 2 images of each model." in result.text
 
 
 def test_cards_tell_scores_and_differences(tmp_path: Path) -> None:
@@ -117,33 +117,33 @@ def test_warnings_and_what_was_left_out_come_first(tmp_path: Path) -> None:
     result = page([base, save_folder(tmp_path / "tuned", scores={"s": gained}, seed=1)], tmp_path / "out")
     before, _ = result.text.split("Scores The mean")
     assert "torch is 2.6 in base and 2.13.0 in tuned" in before
-    assert "6 of 6 pictures were drawn from other seeds" in before
+    assert "6 of 6 images were drawn from other seeds" in before
     assert "t is left out: only base has been scored by it." in before
 
 
 # Which prompts
 
 
-def prompts(gains: list[float], *, models: int = 2, pictures: int = 1) -> list[ComparedPrompt]:
+def prompts(gains: list[float], *, models: int = 2, images: int = 1) -> list[ComparedPrompt]:
     """Prompts of which the last model gains so much on the others."""
     return [
         ComparedPrompt(
             number=10 * index,
             prompt=f"prompt {index}",
             category=None,
-            files=[[Path("x.png")] * pictures] * models,
-            scores={"s": [[0.0] * pictures] * (models - 1) + [[gain] * pictures]},
+            files=[[Path("x.png")] * images] * models,
+            scores={"s": [[0.0] * images] * (models - 1) + [[gain] * images]},
         )
         for index, gain in enumerate(gains)
     ]
 
 
 def test_few_prompts_are_all_shown_and_random_order_is_one_of_them_all() -> None:
-    chosen = choose_prompts(prompts([0.0] * 7, pictures=3), [(0, 1)])
+    chosen = choose_prompts(prompts([0.0] * 7, images=3), [(0, 1)])
     assert [prompt.number for prompt in chosen.prompts] == [0, 10, 20, 30, 40, 50, 60]
     assert sorted(chosen.ranks.values()) == list(range(7))
     assert list(chosen.ranks) != sorted(chosen.ranks)
-    assert chosen.num_pictures >= 3
+    assert chosen.num_images >= 3
 
 
 def test_of_many_prompts_half_are_drawn_at_random_and_the_others_are_extremes(monkeypatch) -> None:
@@ -158,23 +158,23 @@ def test_of_many_prompts_half_are_drawn_at_random_and_the_others_are_extremes(mo
     assert choose_prompts(prompts(gains), [(0, 1)], seed=1).ranks != chosen.ranks
 
 
-def test_many_pictures_and_many_models_leave_room_for_fewer(monkeypatch) -> None:
-    monkeypatch.setattr(gallery, "MOST_PICTURES", 60)
-    assert choose_prompts(prompts([0.0] * 10, pictures=4), [(0, 1)]).num_pictures == 3
+def test_many_images_and_many_models_leave_room_for_fewer(monkeypatch) -> None:
+    monkeypatch.setattr(gallery, "MOST_IMAGES", 60)
+    assert choose_prompts(prompts([0.0] * 10, images=4), [(0, 1)]).num_images == 3
     assert len(choose_prompts(prompts([0.0] * 50, models=6), [(0, 5)]).prompts) == 10
 
 
 def test_the_page_says_how_many_it_shows_of_how_many(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(gallery, "MOST_PROMPTS", 4)
-    monkeypatch.setattr(gallery, "MOST_PICTURES", 8)
+    monkeypatch.setattr(gallery, "MOST_IMAGES", 8)
     result = page(two(tmp_path, num_images=2), tmp_path / "out")
     assert "4 of 6 prompts are shown: 2 drawn at random" in result.text
-    assert "with 1 of the 2 pictures of each model" in result.text
+    assert "with 1 of the 2 images of each model" in result.text
     cards = result.named("li", **{"class": "card"})
     assert sorted(card["data-random"] or "" for card in cards) == ["", "", "0", "1"]
 
 
-def test_large_pictures_shrink_and_tiny_ones_keep_every_pixel(tmp_path: Path) -> None:
+def test_large_images_shrink_and_tiny_ones_keep_every_pixel(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(256, size=(40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "tiny.png")
     Image.new("RGBA", (2048, 1024), "red").save(tmp_path / "large.png")
@@ -185,7 +185,7 @@ def test_large_pictures_shrink_and_tiny_ones_keep_every_pixel(tmp_path: Path) ->
     assert pixels({"src": large["source"]}).shape == (256, 512, 3)
 
 
-def test_a_damaged_picture_is_named_and_leaves_the_old_page(tmp_path: Path) -> None:
+def test_a_damaged_image_is_named_and_leaves_the_old_page(tmp_path: Path) -> None:
     folders = two(tmp_path)
     before = page(folders, tmp_path / "out").source
     (folders[1] / "images/00002-0.png").write_bytes(b"nothing")

@@ -29,10 +29,10 @@ def test_the_weights_are_those_of_the_methods_table(sampler: DDIM) -> None:
     assert all(value < 1 for value in weights["a"]["p2"])
 
 
-def test_the_figure_is_a_picture_and_always_the_same(sampler: DDIM) -> None:
-    picture = plot_weights(sampler)
-    assert Image.open(io.BytesIO(picture)).size == (1296, 518)
-    assert plot_weights(sampler) == picture
+def test_the_figure_is_an_image_and_always_the_same(sampler: DDIM) -> None:
+    image = plot_weights(sampler)
+    assert Image.open(io.BytesIO(image)).size == (1296, 518)
+    assert plot_weights(sampler) == image
 
 
 def test_the_pages_panels_show_every_weighting_in_both_colours_with_the_runs_own_first(sampler: DDIM) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pages import Page, assert_self_contained, decoded, levels, pictures
+from pages import Page, assert_self_contained, decoded, levels, some_images
 
 from stepalign.reports.judge import MOST_POINTS, JudgedPair, JudgedStep, write_judge_report
 
@@ -69,7 +69,7 @@ def row(step: int, **values: float | None) -> dict[str, Any]:
 
 
 def pair(prompt: str = "a red ring", label: float = 1.0, start: float = 0.25, judge: float = 0.875) -> JudgedPair:
-    images = pictures(2, 2, 3, 32, 32)
+    images = some_images(2, 2, 3, 32, 32)
     return JudgedPair(prompt, label, [JudgedStep(0, images[0], start, judge), JudgedStep(500, images[1], 0.5, 0.5)])
 
 
@@ -167,7 +167,7 @@ def test_pairs_show_what_the_models_say_and_what_is_labelled(page) -> None:
         np.testing.assert_array_equal(decoded(image), pixels)
 
 
-def test_large_pictures_shrink(page) -> None:
+def test_large_images_shrink(page) -> None:
     step = JudgedStep(0, torch.zeros(2, 3, 300, 600), 0.5, 0.5)
     images = page(examples=[JudgedPair("", 0.5, [step])]).named("img")
     assert [decoded(image).shape for image in images] == [(128, 256, 3)] * 2

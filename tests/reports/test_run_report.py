@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pages import Page, assert_self_contained, decoded, levels, pictures
+from pages import Page, assert_self_contained, decoded, levels, some_images
 
 from stepalign.reports import run as report
 from stepalign.reports.page import LEFT, RIGHT, WIDTH, Panel
@@ -36,12 +36,12 @@ SUMMARY: dict[str, Any] = {
 
 
 def example(prompt: str = "a red ring", size: int = 32) -> report.Example:
-    base, aligned = pictures(2, 3, size, size)
+    base, aligned = some_images(2, 3, size, size)
     return report.Example(prompt, base, aligned, {"judge": 21.0}, {"judge": 22.0})
 
 
 def step(*, best: int = 0, worst: int = 2, followed: int = 0, trained: bool = True) -> report.TrajectoryStep:
-    return report.TrajectoryStep(701, pictures(3, 3, 32, 32), [21.5, 21.0, 20.5], best, worst, followed, trained)
+    return report.TrajectoryStep(701, some_images(3, 3, 32, 32), [21.5, 21.0, 20.5], best, worst, followed, trained)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_any_text_is_shown_as_text(page) -> None:
     attack = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} & ünïcode"
     summary = {**SUMMARY, "recipe": attack, "scores": {attack: score(1, 2, 0.5, 1.5)}, "versions": {attack: attack}}
     summary["calls"] = {attack: 1}
-    shown = report.Example(attack, *pictures(2, 3, 4, 4), {attack: 1.0}, {attack: 2.0})
+    shown = report.Example(attack, *some_images(2, 3, 4, 4), {attack: 1.0}, {attack: 2.0})
     result = page(title=attack, recipe=attack, summary=summary, examples=[shown], prompt=attack, trajectory=[step()])
     assert not result.named("script")
     assert not [name for _, attributes in result.elements for name in attributes if name.startswith("on")]
@@ -84,29 +84,29 @@ def test_the_page_needs_nothing_from_outside(page) -> None:
     assert_self_contained(result)
 
 
-def test_pictures_decode_to_the_given_pixels(page) -> None:
+def test_images_decode_to_the_given_pixels(page) -> None:
     shown, branching = example(), step()
     images = [decoded(image) for image in page(examples=[shown], trajectory=[branching]).named("img")]
-    expected = [levels(picture) for picture in (shown.base, shown.aligned, *branching.images)]
+    expected = [levels(an_image) for an_image in (shown.base, shown.aligned, *branching.images)]
     assert len(images) == len(expected)
     for image, wanted in zip(images, expected, strict=True):
         np.testing.assert_array_equal(image, wanted)
 
 
-def test_pictures_are_rounded_and_clamped(page) -> None:
-    picture = torch.tensor([[-0.5, 0.999], [1.5, 0.001], [NAN, 1.0]]).reshape(3, 1, 2)
-    shown = report.Example("", picture, picture.bfloat16(), {}, {})
+def test_images_are_rounded_and_clamped(page) -> None:
+    an_image = torch.tensor([[-0.5, 0.999], [1.5, 0.001], [NAN, 1.0]]).reshape(3, 1, 2)
+    shown = report.Example("", an_image, an_image.bfloat16(), {}, {})
     for image in page(examples=[shown]).named("img"):
         assert decoded(image).tolist() == [[[0, 255, 0], [255, 0, 255]]]
 
 
 @pytest.mark.parametrize(("size", "kind"), [(127, "small"), (128, None)])
-def test_only_tiny_pictures_get_hard_pixel_edges(page, size: int, kind: str | None) -> None:
+def test_only_tiny_images_get_hard_pixel_edges(page, size: int, kind: str | None) -> None:
     assert {image.get("class") for image in page(examples=[example(size=size)]).named("img")} == {kind}
 
 
-def test_only_the_trajectory_shrinks_large_pictures(page) -> None:
-    candidates = report.TrajectoryStep(1, pictures(1, 3, 300, 600), [1.0], 0, 0, 0, True)
+def test_only_the_trajectory_shrinks_large_images(page) -> None:
+    candidates = report.TrajectoryStep(1, some_images(1, 3, 300, 600), [1.0], 0, 0, 0, True)
     images = page(examples=[example(size=300)], trajectory=[candidates]).named("img")
     assert [decoded(image).shape for image in images] == [(300, 300, 3), (300, 300, 3), (128, 256, 3)]
 

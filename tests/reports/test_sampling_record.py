@@ -55,6 +55,6 @@ def test_a_comparison_and_a_card_say_how_their_images_were_sampled(tmp_path: Pat
     assert f"\nImages: {WORDS}.\n" in same
     assert f"\na: {WORDS}.\nb: {WORDS.replace('eta 0', 'eta 1')}.\n" in other
     results = {"name": "x", "num_images": 1, "num_prompts": 1, "scores": {}, "scorers": {}, "style": {}}
-    results |= {"prompts_sha256": "", "pictures_sha256": "", "device": "", "versions": {}}
+    results |= {"prompts_sha256": "", "images_sha256": "", "device": "", "versions": {}}
     assert f"\nSampled with {WORDS}.\n" in card(results | {"generation": record_of()})
     assert "Sampled with" not in card(results | {"generation": None})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_weights
-from drawn import picture
+from drawn import an_image
 from judge_runs import cache, recipe_of, snapshot, write_pairs
 from judge_runs import words as command
 from PIL import Image
@@ -114,7 +114,7 @@ def people() -> list[ImagePair]:
 
 
 def scorers_gap(pairs: list[ImagePair]) -> Tensor:
-    """The scorer's probability for the first picture less that for the second, of each pair."""
+    """The scorer's probability for the first image less that for the second, of each pair."""
     scorer, prompts = PickScore.from_pretrained(str(miniature.PICKSCORE)), [pair.prompt for pair in pairs]
     first, second = (
         scorer(torch.stack([to_tensor(pair.images[side], (32, 32)) for pair in pairs]) / 2 + 0.5, prompts)
@@ -165,7 +165,7 @@ def test_labels_are_ties_up_to_a_gap_of_probabilities() -> None:
 
 def test_labels_are_of_the_very_images() -> None:
     """Which are tensors by then; PickScore resizes its images otherwise than tensors."""
-    image = picture(64, 64)
+    image = an_image(64, 64)
     scorer = Brightness()
     labeller(scorer, tie_gap=0.1)(torch.stack([to_tensor(image, (64, 64))] * 2)[None], ["a"])
     assert [np.asarray(shown).tolist() for shown in scorer.shown] == [np.asarray(image).tolist()] * 2
@@ -229,7 +229,7 @@ def test_a_step_aware_model_of_an_older_config_learns_on_too(assembled: Assemble
 
 
 def test_the_recipe_decides_preprocessing_and_precision(assembled: Assemble) -> None:
-    """Between pictures of the judge's own size the orders differ by fp16's rounding alone."""
+    """Between images of the judge's own size the orders differ by fp16's rounding alone."""
     how = ("clamp-first", "resize-first --training.precision bf16")
     one, other = (assembled(f"--judge.preprocessing {which}") for which in how)
     assert (other.scorer.model.preprocessing, other.scorer.precision) == ("resize-first", "bf16")
@@ -242,7 +242,7 @@ def test_the_recipe_decides_preprocessing_and_precision(assembled: Assemble) -> 
     torch.testing.assert_close(*scores, rtol=0, atol=0.1)
 
 
-def test_a_step_aware_model_is_not_given_other_pictures_by_accident(assembled: Assemble, tiny_spm_folder: Path) -> None:
+def test_a_step_aware_model_is_not_given_other_images_by_accident(assembled: Assemble, tiny_spm_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"^judge\.start: .*has preprocessing clamp-first; say so with"):
         assembled(f"--judge.start {tiny_spm_folder} --judge.preprocessing resize-first")
 

@@ -23,14 +23,14 @@ from stepalign.runs.guard_rule import (
     watched_metrics,
 )
 from stepalign.runs.recipes import RECIPES
-from stepalign.scorers.image_metric import to_pictures
+from stepalign.scorers.image_metric import to_pil
 from stepalign.scorers.style import style_of
 
 Row = dict[str, Any]
 
 
 def row(num_rounds: int, judge: list[float], alarm: Row | None = None, **metrics: list[float]) -> Row:
-    """A line of guard.jsonl; "style_" begins what describes pictures."""
+    """A line of guard.jsonl; "style_" begins what describes images."""
     scores = {name.replace("style_", "style: "): values for name, values in metrics.items()}
     return {"round": num_rounds, "scores": {"judge": judge, **scores}, "alarm": alarm}
 
@@ -167,10 +167,10 @@ def test_a_guards_prompts_are_distinct_and_none_of_the_evaluations() -> None:
 # Style
 
 
-def test_style_is_that_of_the_pictures_as_they_would_be_saved() -> None:
+def test_style_is_that_of_the_images_as_they_would_be_saved() -> None:
     images = list(normal(3, 3, 8, 8, dtype=torch.float32).mul(0.3).add(0.5).clamp(0, 1))
     columns = style_columns(images)
-    expected = [style_of(picture) for picture in to_pictures(torch.stack(images))]
+    expected = [style_of(image) for image in to_pil(torch.stack(images))]
     assert [*columns] == [f"style: {name.replace('_', ' ')}" for name in expected[0]]
     assert columns["style: high frequency share"] == [values["high_frequency_share"] for values in expected]
 

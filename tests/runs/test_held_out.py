@@ -20,7 +20,7 @@ from stepalign.models.base import BaseModel
 from stepalign.runs.assemble import assemble
 from stepalign.runs.held_out import measure
 from stepalign.runs.recipes import load_recipe, with_absolute_paths
-from stepalign.scorers.image_metric import to_pictures
+from stepalign.scorers.image_metric import to_pil
 from stepalign.scorers.pickscore import PickScore
 from stepalign.support.config import change
 from stepalign.training.held_out_scores import Generated, generate
@@ -48,7 +48,7 @@ def shares(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]
 # Rows
 
 
-def test_every_prompt_has_a_picture_and_scores_of_its_own(whole: Generated) -> None:
+def test_every_prompt_has_an_image_and_scores_of_its_own(whole: Generated) -> None:
     assert [*whole.scores] == ["judge", "length"]
     for scores in whole.scores.values():
         assert scores.shape == (5,)
@@ -61,7 +61,7 @@ def test_every_prompt_has_a_picture_and_scores_of_its_own(whole: Generated) -> N
 
 @pytest.mark.parametrize("rows", [[0, 2, 4], [1, 3], [3], [4, 0], range(1, 5, 2), []], ids=str)
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_some_rows_have_the_pictures_and_scores_of_the_whole(rows: Any, batch_size: int, whole: Generated) -> None:
+def test_some_rows_have_the_images_and_scores_of_the_whole(rows: Any, batch_size: int, whole: Generated) -> None:
     world, ticks = World([]), []
     part = generated(world, rows=rows, num_kept=5, batch_size=batch_size, tick=ticks.append)
     assert [prompt for batch in world.asked for prompt in batch] == [PROMPTS[row] for row in rows]
@@ -74,14 +74,14 @@ def test_some_rows_have_the_pictures_and_scores_of_the_whole(rows: Any, batch_si
 
 
 @pytest.mark.parametrize(("num_kept", "kept"), [(0, []), (1, [0]), (3, [0, 2]), (9, [0, 2, 4])])
-def test_the_pictures_of_the_first_prompts_are_kept(num_kept: int, kept: list[int], whole: Generated) -> None:
+def test_the_images_of_the_first_prompts_are_kept(num_kept: int, kept: list[int], whole: Generated) -> None:
     part = generated(World([]), rows=[0, 2, 4], num_kept=num_kept)
     assert len(part.images) == len(kept)
     assert all(torch.equal(image, whole.images[row]) for row, image in zip(kept, part.images, strict=True))
     assert all(len(scores) == 3 for scores in part.scores.values())
 
 
-def test_no_picture_is_kept_unless_asked_for() -> None:
+def test_no_image_is_kept_unless_asked_for() -> None:
     assert generated(World([])).images == []
 
 
@@ -89,7 +89,7 @@ def test_no_picture_is_kept_unless_asked_for() -> None:
 
 
 def test_two_processes_find_what_one_does(shares: list[list[dict[str, Any]]], whole: Generated) -> None:
-    """To the bit: with one picture at a time the work is the same."""
+    """To the bit: with one image at a time the work is the same."""
     for share in shares:
         for (num_prompts, num_kept), found in zip(CASES, share, strict=True):
             assert found["scores"].keys() == whole.scores.keys()
@@ -174,7 +174,7 @@ def test_scorers_of_a_recipe_are_metrics_beside_its_oracles() -> None:
     assert [*found.scores] == ["judge", "alignment", "pickscore"]
     images = torch.stack(found.images)
     assert torch.equal(found.scores["alignment"], oracles.alignment(images, parts.held_out))
-    expected = PickScore.from_pretrained(str(PICKSCORE)).score(to_pictures(images), parts.held_out)
+    expected = PickScore.from_pretrained(str(PICKSCORE)).score(to_pil(images), parts.held_out)
     torch.testing.assert_close(found.scores["pickscore"], expected)
 
 

@@ -1,4 +1,4 @@
-"""The aesthetic predictor: an affine map of a normalised embedding, its layout, its pictures."""
+"""The aesthetic predictor: an affine map of a normalised embedding, its layout, its images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tower(*, width: int = 6, hidden_act: str = "quick_gelu") -> CLIPVisionModelW
         patch_size=8,
         projection_dim=width,
         hidden_act=hidden_act,
-        initializer_factor=5.0,  # embeddings that tell pictures apart
+        initializer_factor=5.0,  # embeddings that tell images apart
     )
     return CLIPVisionModelWithProjection(config)
 
@@ -50,7 +50,7 @@ def random_head(width: int = 6) -> ScoreHead:
     return head
 
 
-def pictures(num: int = 3) -> list[Image.Image]:
+def images(num: int = 3) -> list[Image.Image]:
     """Noise of several shapes."""
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40 + 9 * i, 50, 3), dtype=np.uint8)) for i in range(num)]
@@ -111,22 +111,22 @@ def test_the_head_is_one_affine_map() -> None:
 
 def test_a_score_is_affine_in_the_normalised_embedding(scorer: AestheticScore) -> None:
     with torch.no_grad():
-        embeddings = scorer.backbone(pixel_values=clip_pixels(pictures(), 32, "torchvision")).image_embeds.double()
+        embeddings = scorer.backbone(pixel_values=clip_pixels(images(), 32, "torchvision")).image_embeds.double()
     weight, bias = folded(scorer.head)
     expected = embeddings @ weight / embeddings.square().sum(1).sqrt() + bias
     assert embeddings.norm(dim=1).sub(1).abs().min() > 0.1
     assert expected.std() > 0.1
-    torch.testing.assert_close(scorer.score(pictures(), ["", "", ""]).double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scorer.score(images(), ["", "", ""]).double(), expected, rtol=0, atol=1e-5)
 
 
 def test_the_dropouts_are_off(scorer: AestheticScore) -> None:
     assert not any(module.training for part in (scorer.head, scorer.backbone) for module in part.modules())
-    assert torch.equal(scorer.score(pictures(), ["a", "b", "c"]), scorer.score(pictures(), ["c", "c", "c"]))
+    assert torch.equal(scorer.score(images(), ["a", "b", "c"]), scorer.score(images(), ["c", "c", "c"]))
 
 
-def test_a_score_does_not_depend_on_the_pictures_beside_it(scorer: AestheticScore) -> None:
-    alone = torch.cat([scorer.score([picture], ["a"]) for picture in pictures()])
-    torch.testing.assert_close(scorer.score(pictures(), ["a"] * 3), alone, rtol=0, atol=1e-5)
+def test_a_score_does_not_depend_on_the_images_beside_it(scorer: AestheticScore) -> None:
+    alone = torch.cat([scorer.score([image], ["a"]) for image in images()])
+    torch.testing.assert_close(scorer.score(images(), ["a"] * 3), alone, rtol=0, atol=1e-5)
 
 
 def test_gradients_reach_images(scorer: AestheticScore) -> None:
@@ -170,10 +170,10 @@ def test_half_precision_keeps_the_head_and_the_scores_in_fp32(folder: Path, scor
     assert half.backbone.dtype == torch.bfloat16
     assert half.head.layers[0].weight.dtype == torch.float32
     assert half.record.preprocessing == scorer.record.preprocessing + "; towers in bfloat16"
-    scores = half.score(pictures(), ["a"] * 3)
+    scores = half.score(images(), ["a"] * 3)
     assert scores.dtype == torch.float32
     # The scores lie 6 apart; how far bfloat16 is off depends on torch's kernels: .04 with 2.13, .28 with 2.6.
-    torch.testing.assert_close(scores, scorer.score(pictures(), ["a"] * 3), rtol=0, atol=0.5)
+    torch.testing.assert_close(scores, scorer.score(images(), ["a"] * 3), rtol=0, atol=0.5)
 
 
 def test_the_record_says_when_the_head_is_another(
@@ -248,9 +248,9 @@ def test_weights_from_no_file_are_recorded_by_what_they_are() -> None:
     assert one.sha256 == same.sha256 != other.sha256
 
 
-def test_every_picture_needs_a_prompt_though_none_is_read(scorer: AestheticScore) -> None:
-    with pytest.raises(ValueError, match="3 pictures and 1 prompts"):
-        scorer.score(pictures(), ["a"])
+def test_every_image_needs_a_prompt_though_none_is_read(scorer: AestheticScore) -> None:
+    with pytest.raises(ValueError, match="3 images and 1 prompts"):
+        scorer.score(images(), ["a"])
 
 
 @pytest.mark.hub

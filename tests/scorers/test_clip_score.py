@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import blotches, picture
+from drawn import an_image, blotches
 from PIL import Image
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -19,13 +19,13 @@ from stepalign.scorers.preparation import clip_pixels
 PROMPTS = ["a red ring", "a dot", "two blue squares on a green background", "a ring"]
 
 
-def pictures() -> list[Image.Image]:
+def some_images() -> list[Image.Image]:
     return [blotches(40, 48 + seed, seed=seed) for seed in range(4)]
 
 
 @pytest.fixture
 def opposed(tiny_clip: CLIPModel) -> CLIPModel:
-    """The same model with its pictures turned round: every cosine changes its sign."""
+    """The same model with its images turned round: every cosine changes its sign."""
     model = CLIPModel(tiny_clip.config).eval()
     model.load_state_dict(tiny_clip.state_dict())
     with torch.no_grad():
@@ -36,14 +36,14 @@ def opposed(tiny_clip: CLIPModel) -> CLIPModel:
 def test_the_score_is_a_hundred_cosines_and_never_negative(
     tiny_clip: CLIPModel, opposed: CLIPModel, tokenizer: CLIPTokenizer
 ) -> None:
-    """Of a picture and its opposite one scores 100 |cos| and the other 0."""
+    """Of an image and its opposite one scores 100 |cos| and the other 0."""
     with torch.no_grad():
         found = tiny_clip(
             input_ids=tokenize(tokenizer, tiny_clip.config, PROMPTS),
-            pixel_values=clip_pixels(pictures(), 32, "torchvision"),
+            pixel_values=clip_pixels(some_images(), 32, "torchvision"),
         )
     cosines = (found.image_embeds * found.text_embeds).sum(-1)
-    plain, turned = (CLIPScore(model, tokenizer).score(pictures(), PROMPTS) for model in (tiny_clip, opposed))
+    plain, turned = (CLIPScore(model, tokenizer).score(some_images(), PROMPTS) for model in (tiny_clip, opposed))
     torch.testing.assert_close(plain, 100 * cosines.clamp(min=0), rtol=0, atol=1e-4)
     torch.testing.assert_close(turned, 100 * (-cosines).clamp(min=0), rtol=0, atol=1e-4)
     torch.testing.assert_close(plain + turned, 100 * cosines.abs(), rtol=0, atol=1e-4)
@@ -63,15 +63,15 @@ def test_gradients_flow_where_the_cosine_is_positive(
 def test_each_distinct_prompt_is_embedded_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     scorer = CLIPScore(tiny_clip, tokenizer)
     for _ in range(2):
-        scorer.score(pictures(), ["a dot", "a ring", "a dot", "a dot"])
+        scorer.score(some_images(), ["a dot", "a ring", "a dot", "a dot"])
     assert scorer.clip.num_texts == 2
 
 
-def test_a_batch_scores_as_its_pictures_alone(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    together = CLIPScore(tiny_clip, tokenizer).score(pictures(), PROMPTS)
+def test_a_batch_scores_as_its_images_alone(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    together = CLIPScore(tiny_clip, tokenizer).score(some_images(), PROMPTS)
     alone = [
         CLIPScore(tiny_clip, tokenizer).score([image], [prompt])
-        for image, prompt in zip(pictures(), PROMPTS, strict=True)
+        for image, prompt in zip(some_images(), PROMPTS, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
 
@@ -82,22 +82,22 @@ def test_it_loads_from_a_folder_with_its_record(tiny_clip: CLIPModel, tokenizer:
     scorer = CLIPScore.from_pretrained(str(tmp_path / "vit"))
     assert (scorer.record.name, scorer.record.weights) == ("clip-score", "vit")
     assert scorer.record.scale == "100 max(cos, 0)"
-    expected = CLIPScore(tiny_clip, tokenizer).score(pictures(), PROMPTS)
-    torch.testing.assert_close(scorer.score(pictures(), PROMPTS), expected, rtol=0, atol=1e-4)
+    expected = CLIPScore(tiny_clip, tokenizer).score(some_images(), PROMPTS)
+    torch.testing.assert_close(scorer.score(some_images(), PROMPTS), expected, rtol=0, atol=1e-4)
     assert isinstance(scorer, Scorer)
     assert isinstance(scorer, Metric)
 
 
 @pytest.mark.parametrize(("num", "prompts"), [(0, []), (2, ["a"]), (1, ["a", "b"])])
-def test_pictures_and_prompts_must_pair_off(
+def test_images_and_prompts_must_pair_off(
     tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, num: int, prompts: list[str]
 ) -> None:
     scorer = CLIPScore(tiny_clip, tokenizer)
     for call in (
-        lambda: scorer.score([picture(8, 8)] * num, prompts),
+        lambda: scorer.score([an_image(8, 8)] * num, prompts),
         lambda: scorer(torch.rand(num, 3, 8, 8), prompts),
     ):
-        with pytest.raises(ValueError, match=r"no pictures|one prompt per picture"):
+        with pytest.raises(ValueError, match=r"no images|one prompt per image"):
             call()
 
 

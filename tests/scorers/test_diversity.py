@@ -1,4 +1,4 @@
-"""How different the pictures of a prompt are: identities, cases by hand, the networks whose features are compared."""
+"""How different the images of a prompt are: identities, cases by hand, the networks whose features are compared."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from stepalign.scorers.features import ImageFeatures, Preparation, dinov2_pixels
 from stepalign.scorers.preparation import clip_pixels
 
 
-def pictures(num: int = 3, *, seed: int = 0) -> list[Image.Image]:
+def some_images(num: int = 3, *, seed: int = 0) -> list[Image.Image]:
     rng = np.random.default_rng(seed)
     return [Image.fromarray(rng.integers(0, 256, (40 + 9 * i, 50, 3), dtype=np.uint8)) for i in range(num)]
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
-def test_copies_are_one_picture(k: int) -> None:
+def test_copies_are_one_image(k: int) -> None:
     features = normal(4, 1, 9).expand(4, k, 9) * torch.arange(1, k + 1)[:, None]
     torch.testing.assert_close(pairwise_distance(features), torch.zeros(4).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(vendi_score(features), torch.ones(4).double(), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", [2, 3, 7])
-def test_orthogonal_features_are_as_many_pictures_as_there_are(k: int) -> None:
+def test_orthogonal_features_are_as_many_images_as_there_are(k: int) -> None:
     rotation = torch.linalg.qr(normal(9, 9)).Q
     features = rotation[:k][None] * torch.arange(1, k + 1)[:, None]
     assert pairwise_distance(features).tolist() == pytest.approx([1.0])
     assert vendi_score(features).tolist() == pytest.approx([k])
 
 
-def test_two_groups_of_copies_are_two_pictures() -> None:
-    """Of 4 pictures 2 and 2: 4 of 6 pairs at distance 1; of 3 and 1: 3 of 6, and exp(H(3/4, 1/4)) = 1.7548."""
+def test_two_groups_of_copies_are_two_images() -> None:
+    """Of 4 images 2 and 2: 4 of 6 pairs at distance 1; of 3 and 1: 3 of 6, and exp(H(3/4, 1/4)) = 1.7548."""
     first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     features = torch.stack([torch.stack([first, first, second, second]), torch.stack([first, first, first, second])])
     assert pairwise_distance(features).tolist() == pytest.approx([4 / 6, 3 / 6])
@@ -48,7 +48,7 @@ def test_two_groups_of_copies_are_two_pictures() -> None:
     assert vendi_score(features).tolist() == pytest.approx([2.0, math.exp(entropy)])
 
 
-def test_two_pictures_by_hand() -> None:
+def test_two_images_by_hand() -> None:
     """At 60 degrees: 1 - 1/2, and the eigenvalues (1 ± 1/2)/2 give exp(-.75 ln .75 - .25 ln .25); opposite ones: 2."""
     features = torch.tensor([[[2.0, 0.0], [1.0, math.sqrt(3)]], [[1.0, 0.0], [-3.0, 0.0]]])
     assert pairwise_distance(features).tolist() == pytest.approx([0.5, 2.0])
@@ -64,7 +64,7 @@ def test_the_distance_is_the_mean_over_pairs() -> None:
 
 
 def test_the_vendi_score_is_that_of_its_definition() -> None:
-    """With numpy, from K/n's eigenvalues; more pictures than dimensions have eigenvalues of 0."""
+    """With numpy, from K/n's eigenvalues; more images than dimensions have eigenvalues of 0."""
     features = normal(2, 6, 3)
     for one, score in zip(features.numpy(), vendi_score(features).tolist(), strict=True):
         unit = one / np.linalg.norm(one, axis=1, keepdims=True)
@@ -95,9 +95,9 @@ def test_features_without_a_direction_are_refused(measure: object) -> None:
     for value in (0.0, math.nan, math.inf):
         features = normal(3, 4, 2)
         features[1, 2] = value
-        with pytest.raises(ValueError, match="the features of picture 2 of prompt 1 are all zero or no finite numbers"):
+        with pytest.raises(ValueError, match="the features of image 2 of prompt 1 are all zero or no finite numbers"):
             measure(features)
-    with pytest.raises(ValueError, match="at least two pictures each, got 3 prompts with 1"):
+    with pytest.raises(ValueError, match="at least two images each, got 3 prompts with 1"):
         measure(normal(3, 1, 2))
     with pytest.raises(ValueError, match="got 0 prompts with 4"):
         measure(normal(0, 4, 2))
@@ -129,8 +129,10 @@ def dinov2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clips_features_are_its_image_embeddings(clip_folder: Path, tiny_clip: CLIPModel) -> None:
     extractor = ImageFeatures.from_pretrained(str(clip_folder))
     with torch.no_grad():
-        expected = tiny_clip.get_image_features(pixel_values=clip_pixels(pictures(), 32, "torchvision")).pooler_output
-    assert torch.equal(extractor.extract(pictures()), expected)
+        expected = tiny_clip.get_image_features(
+            pixel_values=clip_pixels(some_images(), 32, "torchvision")
+        ).pooler_output
+    assert torch.equal(extractor.extract(some_images()), expected)
     assert (extractor.record.name, extractor.record.weights) == ("clip-features", clip_folder.name)
     assert not extractor.record.needs_prompt
 
@@ -139,8 +141,8 @@ def test_dinov2s_features_are_its_cls_token_after_the_last_norm(dinov2_folder: P
     extractor = ImageFeatures.from_pretrained(str(dinov2_folder))
     network = Dinov2Model.from_pretrained(dinov2_folder).eval()
     with torch.no_grad():
-        expected = network(pixel_values=dinov2_pixels(pictures())).pooler_output
-    features = extractor.extract(pictures())
+        expected = network(pixel_values=dinov2_pixels(some_images())).pooler_output
+    features = extractor.extract(some_images())
     assert torch.equal(features, expected)
     assert pairwise_distance(features[None]).item() > 1e-3
     torch.testing.assert_close(features.mean(1), torch.zeros(3), rtol=0, atol=1e-5)  # a norm's output
@@ -152,7 +154,7 @@ def test_dinov2s_features_are_its_cls_token_after_the_last_norm(dinov2_folder: P
 
 
 @pytest.mark.parametrize("size", [(300, 500), (512, 512), (90, 70), (300, 264)])
-def test_dinov2s_pictures_are_prepared_as_pil_does_it(size: tuple[int, int]) -> None:
+def test_dinov2s_images_are_prepared_as_pil_does_it(size: tuple[int, int]) -> None:
     """Resize, crop and normalise written out; PIL's sizes are width by height."""
     levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(levels)
@@ -165,19 +167,19 @@ def test_dinov2s_pictures_are_prepared_as_pil_does_it(size: tuple[int, int]) -> 
     assert np.abs(actual - expected).max() < 1e-5
 
 
-def test_pictures_of_any_mode_are_taken(dinov2_folder: Path) -> None:
+def test_images_of_any_mode_are_taken(dinov2_folder: Path) -> None:
     extractor = ImageFeatures.from_pretrained(str(dinov2_folder))
-    grey = pictures(1)[0].convert("L")
+    grey = some_images(1)[0].convert("L")
     assert torch.equal(extractor.extract([grey]), extractor.extract([grey.convert("RGB")]))
 
 
-def test_pictures_can_be_prepared_otherwise(clip_folder: Path) -> None:
+def test_images_can_be_prepared_otherwise(clip_folder: Path) -> None:
     squeezed = Preparation(
         "squeezed", lambda images: clip_pixels([one.resize((32, 32)) for one in images], 32, "torchvision")
     )
     extractor = ImageFeatures.from_pretrained(str(clip_folder), preparation=squeezed, dtype=torch.bfloat16)
     assert extractor.record.preprocessing == "squeezed; towers in bfloat16"
-    wide = pictures(3)[2:]
+    wide = some_images(3)[2:]
     features = extractor.extract(wide)
     assert features.dtype == torch.float32
     assert torch.equal(features, extractor.extract([one.resize((32, 32)) for one in wide]))

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures: double loops, closed forms, what must not matter."""
+"""Distances between sets of images: double loops, closed forms, what must not matter."""
 
 from __future__ import annotations
 
@@ -178,9 +178,9 @@ def test_subsets_that_cannot_be_drawn_are_refused(size: int) -> None:
 def test_bad_sets_are_refused() -> None:
     with pytest.raises(ValueError, match="num_subsets must be at least 1, got 0"):
         kid(X, Y, subset_size=2, num_subsets=0)
-    with pytest.raises(ValueError, match="the second set has 1 pictures, it needs at least 2"):
+    with pytest.raises(ValueError, match="the second set has 1 images, it needs at least 2"):
         mmd_squared(X, Y[:1], polynomial_kernel, biased=False)
-    with pytest.raises(ValueError, match="the first set has 0 pictures, it needs at least 1"):
+    with pytest.raises(ValueError, match="the first set has 0 images, it needs at least 1"):
         cmmd(X[:0], Y)
     with pytest.raises(ValueError, match="the second set has features that are no finite numbers"):
         cmmd(X, Y / 0)
@@ -195,7 +195,7 @@ def undone(pixels: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(50, 30), (9, 20), (64, 64)])
-def test_cmmds_pictures_are_squeezed_whole_in_floating_point(size: tuple[int, int]) -> None:
+def test_cmmds_images_are_squeezed_whole_in_floating_point(size: tuple[int, int]) -> None:
     """PIL on each colour as floats: the same filter as jax.image.resize, no rounding to levels and no clamping."""
     levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     colours = [Image.fromarray((levels[..., colour] / 255).astype(np.float32)) for colour in range(3)]
@@ -214,7 +214,7 @@ def test_without_antialias_halving_sees_four_pixels_of_each_line() -> None:
     assert np.abs(undone(cmmd_pixels([Image.fromarray(levels)], 8)[0])[4, :, 0] - row).max() > 0.1
 
 
-def test_cmmds_features_are_of_such_pictures(
+def test_cmmds_features_are_of_such_images(
     tiny_clip: CLIPModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_clip.save_pretrained(tmp_path)

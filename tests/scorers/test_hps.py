@@ -1,4 +1,4 @@
-"""HPS v2.0 and v2.1: letter-boxed pictures, cleaned prompts, 100 cos."""
+"""HPS v2.0 and v2.1: letter-boxed images, cleaned prompts, 100 cos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import normal
-from drawn import picture
+from drawn import an_image
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
@@ -40,7 +40,7 @@ def scorer(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> HPS:
     ("height", "width", "top", "left"),
     [(4, 8, 2, 0), (8, 4, 0, 2), (8, 5, 0, 1), (5, 8, 1, 0), (8, 8, 0, 0)],
 )
-def test_a_picture_of_the_right_long_side_gets_black_bars_and_keeps_its_pixels(
+def test_an_image_of_the_right_long_side_gets_black_bars_and_keeps_its_pixels(
     height: int, width: int, top: int, left: int
 ) -> None:
     """Of 3 rows to fill, 1 goes above and 2 below. The bars are 0 before CLIP's mean and std."""
@@ -71,8 +71,8 @@ def test_the_long_side_decides_and_sizes_are_rounded(height: int, width: int, ro
     assert int((boxed[:, 4] > 0.5).sum()) == rows
 
 
-def test_nothing_of_a_picture_is_cut_off() -> None:
-    """A column at each end of a wide picture is seen; a centre crop would lose both."""
+def test_nothing_of_an_image_is_cut_off() -> None:
+    """A column at each end of a wide image is seen; a centre crop would lose both."""
     given = torch.zeros(1, 3, 16, 64)
     given[..., :4], given[..., -4:] = 1, 1
     row = undone(letter_box(given, 16, antialias=True))[0, 0, 8]
@@ -82,7 +82,7 @@ def test_nothing_of_a_picture_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 900), (900, 1)])
-def test_a_picture_too_narrow_to_halve_keeps_a_line(height: int, width: int) -> None:
+def test_an_image_too_narrow_to_halve_keeps_a_line(height: int, width: int) -> None:
     boxed = undone(letter_box(torch.ones(1, 3, height, width), 8, antialias=True))
     assert boxed.sum().item() == pytest.approx(3 * 8, abs=1e-4)
 
@@ -126,38 +126,38 @@ def test_the_letter_box_has_the_right_derivative(antialias: bool, height: int, w
 
 
 def test_the_score_is_a_hundred_cosines(scorer: HPS, tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    pictures = [picture(40, 48), picture(20, 64, seed=1), picture(32, 32, seed=2)]
-    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in pictures]
+    some_images = [an_image(40, 48), an_image(20, 64, seed=1), an_image(32, 32, seed=2)]
+    tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255 for image in some_images]
     pixels = torch.cat([letter_box(tensor, 32, antialias=True) for tensor in tensors])
     with torch.no_grad():
         found = tiny_clip(input_ids=tokenize(tokenizer, tiny_clip.config, PROMPTS), pixel_values=pixels)
     expected = 100 * (found.image_embeds * found.text_embeds).sum(-1)
-    scores = scorer.score(pictures, PROMPTS)
+    scores = scorer.score(some_images, PROMPTS)
     assert scores.std() > 0.1
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-4)
 
 
-def test_pictures_and_their_tensors_score_alike(scorer: HPS) -> None:
-    """Unlike other scorers' rewards, this one prepares tensors as it prepares pictures."""
-    one, other = picture(50, 30), picture(50, 30, seed=1)
+def test_images_and_their_tensors_score_alike(scorer: HPS) -> None:
+    """Unlike other scorers' rewards, this one prepares tensors as it prepares images."""
+    one, other = an_image(50, 30), an_image(50, 30, seed=1)
     tensors = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in (one, other)])
     torch.testing.assert_close(scorer(tensors, PROMPTS[:2]), scorer.score([one, other], PROMPTS[:2]), rtol=0, atol=1e-4)
 
 
-def test_a_batch_scores_as_its_pictures_alone(scorer: HPS, tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    pictures = [picture(40, 48), picture(20, 64, seed=1), picture(32, 32, seed=2)]
+def test_a_batch_scores_as_its_images_alone(scorer: HPS, tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    some_images = [an_image(40, 48), an_image(20, 64, seed=1), an_image(32, 32, seed=2)]
     prompts = ["a dot", "two blue squares on a green background", "a ring"]
     alone = [
         HPS(tiny_clip, tokenizer, version="v2.1").score([image], [prompt])
-        for image, prompt in zip(pictures, prompts, strict=True)
+        for image, prompt in zip(some_images, prompts, strict=True)
     ]
-    torch.testing.assert_close(scorer.score(pictures, prompts), torch.cat(alone), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scorer.score(some_images, prompts), torch.cat(alone), rtol=0, atol=1e-5)
 
 
 def test_antialias_changes_scores_and_is_recorded(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     with_it, without = (HPS(tiny_clip, tokenizer, version="v2.0", antialias=flag) for flag in (True, False))
-    pictures = [picture(96, 96), picture(96, 96, seed=1)]
-    difference = with_it.score(pictures, PROMPTS[:2]) - without.score(pictures, PROMPTS[:2])
+    some_images = [an_image(96, 96), an_image(96, 96, seed=1)]
+    difference = with_it.score(some_images, PROMPTS[:2]) - without.score(some_images, PROMPTS[:2])
     assert difference.abs().max() > 1e-3
     assert "with antialias to 32 on the long side" in with_it.record.preprocessing
     assert "without antialias" in without.record.preprocessing
@@ -165,7 +165,7 @@ def test_antialias_changes_scores_and_is_recorded(tiny_clip: CLIPModel, tokenize
 
 def test_each_distinct_prompt_is_embedded_once(scorer: HPS) -> None:
     for _ in range(2):
-        scorer.score([picture(32, 32)] * 4, [*PROMPTS, "  a   red\nring "])
+        scorer.score([an_image(32, 32)] * 4, [*PROMPTS, "  a   red\nring "])
     assert scorer.clip.num_texts == 2
 
 
@@ -185,11 +185,11 @@ def test_the_score_has_the_right_derivative(tiny_clip: CLIPModel, tokenizer: CLI
     )
 
 
-def test_pictures_of_every_mode_score(scorer: HPS) -> None:
-    colour = picture(24, 40)
-    pictures = [colour.convert(mode) for mode in ("RGBA", "L", "P", "1", "CMYK", "LA")]
-    pictures.append(Image.fromarray((np.arange(960, dtype=np.uint16) * 68).reshape(24, 40)))
-    scores = scorer.score([colour, *pictures], ["a dot"] * 8)
+def test_images_of_every_mode_score(scorer: HPS) -> None:
+    colour = an_image(24, 40)
+    some_images = [colour.convert(mode) for mode in ("RGBA", "L", "P", "1", "CMYK", "LA")]
+    some_images.append(Image.fromarray((np.arange(960, dtype=np.uint16) * 68).reshape(24, 40)))
+    scores = scorer.score([colour, *some_images], ["a dot"] * 8)
     assert scores.isfinite().all()
     assert scores[1] == pytest.approx(scores[0].item(), abs=1e-5)
 
@@ -200,7 +200,7 @@ def test_pictures_of_every_mode_score(scorer: HPS) -> None:
 def test_prompts_are_cleaned_and_the_record_says_by_what(scorer: HPS) -> None:
     """One text to HPS: it is embedded once."""
     prompts = ["\u201cA cat\u201d", '"a  cat"', "&amp;quot;a cat&amp;quot;"]
-    scores = scorer.score([picture(8, 8)] * 3, prompts)
+    scores = scorer.score([an_image(8, 8)] * 3, prompts)
     assert scorer.clip.num_texts == 1
     assert scores[0] == scores[1] == scores[2]
     assert "mended by ftfy" in scorer.record.preprocessing
@@ -208,9 +208,9 @@ def test_prompts_are_cleaned_and_the_record_says_by_what(scorer: HPS) -> None:
 
 
 @pytest.mark.parametrize(("num", "prompts"), [(0, []), (2, ["a"]), (1, ["a", "b"]), (0, ["a"])])
-def test_pictures_and_prompts_must_pair_off(scorer: HPS, num: int, prompts: list[str]) -> None:
-    for call in (lambda: scorer.score([picture(8, 8)] * num, prompts), lambda: scorer(images(num, 8, 8), prompts)):
-        with pytest.raises(ValueError, match=r"no pictures|one prompt per picture"):
+def test_images_and_prompts_must_pair_off(scorer: HPS, num: int, prompts: list[str]) -> None:
+    for call in (lambda: scorer.score([an_image(8, 8)] * num, prompts), lambda: scorer(images(num, 8, 8), prompts)):
+        with pytest.raises(ValueError, match=r"no images|one prompt per image"):
             call()
 
 
@@ -218,5 +218,5 @@ def test_scores_that_are_no_numbers_are_refused(tiny_clip: CLIPModel, tokenizer:
     model = CLIPModel(tiny_clip.config)
     with torch.no_grad():
         model.visual_projection.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"hps-v2\.0 gave 1 of 1 pictures no finite score"):
-        HPS(model, tokenizer, version="v2.0").score([picture(8, 8)], ["a dot"])
+    with pytest.raises(ValueError, match=r"hps-v2\.0 gave 1 of 1 images no finite score"):
+        HPS(model, tokenizer, version="v2.0").score([an_image(8, 8)], ["a dot"])

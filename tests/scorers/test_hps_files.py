@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import picture
+from drawn import an_image
 from open_clip_layout import open_clip_layout, random_state
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
@@ -49,8 +49,8 @@ def released(tokenizer: CLIPTokenizer, tmp_path: Path) -> Path:
 
 def test_the_released_file_loads_by_its_path_and_by_its_folder(released: Path, tokenizer: CLIPTokenizer) -> None:
     scorers = [HPS.from_pretrained(str(path), version="v2.1") for path in (released, released.parent)]
-    pictures, prompts = [picture(40, 60), picture(50, 30, seed=1)], PROMPTS
-    one, other = (scorer.score(pictures, prompts) for scorer in scorers)
+    some_images, prompts = [an_image(40, 60), an_image(50, 30, seed=1)], PROMPTS
+    one, other = (scorer.score(some_images, prompts) for scorer in scorers)
     assert torch.equal(one, other)
     state = torch.load(released)["state_dict"]
     assert scorers[0].clip.model.dtype == torch.float32
@@ -65,8 +65,8 @@ def test_the_same_weights_in_clipmodels_format_score_alike(
     first = HPS.from_pretrained(str(released), version="v2.1")
     first.clip.model.save_pretrained(tmp_path / "folder")
     second = HPS.from_pretrained(str(tmp_path / "folder"), version="v2.1", tokenizer=str(released.parent))
-    pictures, prompts = [picture(40, 60), picture(50, 30, seed=1)], PROMPTS
-    torch.testing.assert_close(second.score(pictures, prompts), first.score(pictures, prompts), rtol=0, atol=1e-4)
+    some_images, prompts = [an_image(40, 60), an_image(50, 30, seed=1)], PROMPTS
+    torch.testing.assert_close(second.score(some_images, prompts), first.score(some_images, prompts), rtol=0, atol=1e-4)
 
 
 def test_a_file_of_the_other_version_is_refused(released: Path) -> None:
@@ -131,9 +131,9 @@ def test_half_precision_is_recorded_and_near(released: Path) -> None:
     )
     assert half.record.preprocessing.endswith("towers in bfloat16")
     assert "towers" not in exact.record.preprocessing
-    scores = half.score([picture(40, 60)], ["a dot"])
+    scores = half.score([an_image(40, 60)], ["a dot"])
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, exact.score([picture(40, 60)], ["a dot"]), rtol=0, atol=1)
+    torch.testing.assert_close(scores, exact.score([an_image(40, 60)], ["a dot"]), rtol=0, atol=1)
 
 
 def test_missing_weights_and_folders_are_named(released: Path, tmp_path: Path, tiny_clip: CLIPModel) -> None:
@@ -149,12 +149,12 @@ def test_missing_weights_and_folders_are_named(released: Path, tmp_path: Path, t
 
 @pytest.mark.hub
 @pytest.mark.skipif(
-    not {"STEPALIGN_HPS", "STEPALIGN_HPS_PICTURE"} <= os.environ.keys(),
-    reason="STEPALIGN_HPS: path of HPS_v2_compressed.pt; STEPALIGN_HPS_PICTURE: of hpsv2/assets/demo_image.jpg",
+    not {"STEPALIGN_HPS", "STEPALIGN_HPS_IMAGE"} <= os.environ.keys(),
+    reason="STEPALIGN_HPS: path of HPS_v2_compressed.pt; STEPALIGN_HPS_IMAGE: of hpsv2/assets/demo_image.jpg",
 )
-def test_the_authors_picture_scores_what_they_print() -> None:
+def test_the_authors_image_scores_what_they_print() -> None:
     """28.76 for v2.0 (tgxs002/HPSv2, issue 27), in their fp16 and with the torchvision of the day."""
-    image = open_image(Path(os.environ["STEPALIGN_HPS_PICTURE"]))
+    image = open_image(Path(os.environ["STEPALIGN_HPS_IMAGE"]))
     scores = []
     for antialias in (True, False):
         scorer = HPS.from_pretrained(os.environ["STEPALIGN_HPS"], version="v2.0", antialias=antialias)

@@ -52,7 +52,7 @@ def scorer(file: Path, tokenizer_folder: Path) -> ImageReward:
     return load(file, tokenizer_folder)
 
 
-def pictures(num: int = 3) -> list[Image.Image]:
+def images(num: int = 3) -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40 + 9 * i, 50, 3), dtype=np.uint8)) for i in range(num)]
 
@@ -68,37 +68,37 @@ def test_the_scores_are_those_of_the_architecture_written_out(scorer: ImageRewar
     """By hand there is no padding, and so nothing to mask."""
     by_hand = ByHand(weights)
     expected = [
-        by_hand.score(one, ids) for one, ids in zip(clip_pixels(pictures(), 32, "torchvision"), PIECES, strict=True)
+        by_hand.score(one, ids) for one, ids in zip(clip_pixels(images(), 32, "torchvision"), PIECES, strict=True)
     ]
     assert np.std(expected) > 0.1
-    assert scorer.score(pictures(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-4)
+    assert scorer.score(images(), PROMPTS).tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_in_float64_they_are_the_same_to_the_last_digits(weights: dict[str, Tensor]) -> None:
     network, by_hand = converted(weights).eval().double(), ByHand(weights)
-    pixels = clip_pixels(pictures(), 32, "torchvision").double()
+    pixels = clip_pixels(images(), 32, "torchvision").double()
     ids = torch.tensor([[*ids, *[0] * (35 - len(ids))] for ids in PIECES])
     expected = [by_hand.score(one, words) for one, words in zip(pixels, PIECES, strict=True)]
     with torch.no_grad():
         assert network(pixels, ids, (ids != 0).long()).tolist() == pytest.approx(expected, abs=1e-11)
 
 
-def test_both_the_picture_and_the_prompt_decide(scorer: ImageReward) -> None:
-    first, second = pictures(2)
+def test_both_the_image_and_the_prompt_decide(scorer: ImageReward) -> None:
+    first, second = images(2)
     scores = scorer.score([first, first, second], ["a cat", "a dog", "a cat"])
     assert (scores[1:] - scores[0]).abs().min() > 1e-2
 
 
 def test_a_score_does_not_depend_on_the_pair_beside_it(scorer: ImageReward) -> None:
-    alone = [scorer.score([one], [prompt]) for one, prompt in zip(pictures(), PROMPTS, strict=True)]
-    torch.testing.assert_close(scorer.score(pictures(), PROMPTS), torch.cat(alone), rtol=0, atol=1e-5)
+    alone = [scorer.score([one], [prompt]) for one, prompt in zip(images(), PROMPTS, strict=True)]
+    torch.testing.assert_close(scorer.score(images(), PROMPTS), torch.cat(alone), rtol=0, atol=1e-5)
 
 
 def test_prompts_are_cut_at_33_pieces(scorer: ImageReward) -> None:
     """35 with [CLS] and [SEP]: the 33rd word counts, the 34th does not."""
-    picture = pictures(1) * 3
+    image = images(1) * 3
     long = ["cat"] * 33
-    scores = scorer.score(picture, [" ".join(words) for words in (long, [*long, "dog"], [*long[:32], "dog"])])
+    scores = scorer.score(image, [" ".join(words) for words in (long, [*long, "dog"], [*long[:32], "dog"])])
     assert MAX_TOKENS == 35
     assert scores[1].item() == pytest.approx(scores[0].item(), abs=1e-6)
     assert abs(scores[2] - scores[0]) > 1e-4
@@ -142,9 +142,9 @@ def test_half_precision_keeps_the_head_and_the_scores_in_fp32(
     half = load(file, tokenizer_folder, dtype=torch.bfloat16)
     assert half.network.vision.dtype == half.network.text.dtype == torch.bfloat16
     assert half.network.mlp.layers[0].weight.dtype == torch.float32
-    scores = half.score(pictures(), PROMPTS)
+    scores = half.score(images(), PROMPTS)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, scorer.score(pictures(), PROMPTS), rtol=0, atol=0.3)
+    torch.testing.assert_close(scores, scorer.score(images(), PROMPTS), rtol=0, atol=0.3)
     assert half.record.preprocessing.endswith("; towers in bfloat16")
 
 
@@ -230,19 +230,19 @@ def test_a_tokenizer_of_another_model_is_refused(scorer: ImageReward, tokenizer_
         load_tokenizer(str(tmp_path / "no tokenizer"))
 
 
-def test_pictures_and_prompts_must_be_as_many(scorer: ImageReward) -> None:
-    with pytest.raises(ValueError, match="3 pictures and 2 prompts"):
-        scorer.score(pictures(), PROMPTS[:2])
+def test_images_and_prompts_must_be_as_many(scorer: ImageReward) -> None:
+    with pytest.raises(ValueError, match="3 images and 2 prompts"):
+        scorer.score(images(), PROMPTS[:2])
 
 
 @pytest.mark.hub
-@pytest.mark.skipif("STEPALIGN_IMAGE_REWARD_PICTURES" not in os.environ, reason="names the folder of its pictures")
+@pytest.mark.skipif("STEPALIGN_IMAGE_REWARD_IMAGES" not in os.environ, reason="names the folder of its images")
 def test_the_released_weights_give_the_published_scores() -> None:
     """Those of the README of github.com/zai-org/ImageReward for its assets/images, 1.webp to 4.webp.
 
-    STEPALIGN_IMAGE_REWARD_PICTURES names a folder with these; STEPALIGN_IMAGE_REWARD the weights, if not the hub's.
+    STEPALIGN_IMAGE_REWARD_IMAGES names a folder with these; STEPALIGN_IMAGE_REWARD the weights, if not the hub's.
     """
-    folder = Path(os.environ["STEPALIGN_IMAGE_REWARD_PICTURES"])
+    folder = Path(os.environ["STEPALIGN_IMAGE_REWARD_IMAGES"])
     scorer = ImageReward.from_pretrained(os.environ.get("STEPALIGN_IMAGE_REWARD"))
     prompt = "a painting of an ocean with clouds and birds, day time, low depth field effect"
     scores = scorer.score([open_image(folder / f"{number}.webp") for number in range(1, 5)], [prompt] * 4)

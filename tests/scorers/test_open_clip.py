@@ -21,7 +21,7 @@ HEADS = (2, 3)
 IDS = torch.tensor([[0, 5, 9, 49, 0, 0, 0], [0, 5, 30, 7, 8, 48, 49]])
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     return normal(2, 3, 12, 12, dtype=torch.float32)
 
 
@@ -32,7 +32,7 @@ def saved(folder: Path, value: object) -> Path:
 
 def logits(model: CLIPModel) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=IDS, pixel_values=pictures()).logits_per_text
+        return model(input_ids=IDS, pixel_values=images()).logits_per_text
 
 
 # The same network
@@ -42,7 +42,7 @@ def test_the_model_computes_what_open_clips_network_does(tmp_path: Path) -> None
     """With torch's attention on the fused weights, pre-norm blocks, a causal mask, the class and the highest token."""
     state = random_state()
     model = load_open_clip(saved(tmp_path, state), hidden_act="gelu", heads=HEADS)
-    expected = logits_per_text(state, pictures(), IDS, heads=HEADS)
+    expected = logits_per_text(state, images(), IDS, heads=HEADS)
     assert expected.std() > 0.1
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
 

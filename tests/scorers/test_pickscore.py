@@ -1,4 +1,4 @@
-"""PickScore's `score`: pictures as published numbers had them. Its reward on tensors is in test_judges.py."""
+"""PickScore's `score`: images as published numbers had them. Its reward on tensors is in test_judges.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import normal
-from drawn import blotches, picture
+from drawn import an_image, blotches
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,7 +36,7 @@ def folder(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> Pa
     return tmp_path / "clip"
 
 
-def pictures() -> list[Image.Image]:
+def some_images() -> list[Image.Image]:
     return [blotches(height, width, seed=seed) for seed, (height, width) in enumerate(SIZES)]
 
 
@@ -45,10 +45,10 @@ def test_the_score_is_clips_logit_on_what_its_processor_makes(
 ) -> None:
     """CLIPProcessor's settings are its defaults, but for the size."""
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    pixels = processor(pictures(), return_tensors="pt").pixel_values
+    pixels = processor(some_images(), return_tensors="pt").pixel_values
     with torch.no_grad():
         found = tiny_clip(input_ids=tokenize(tokenizer, tiny_clip.config, PROMPTS), pixel_values=pixels)
-    scores = scorer.score(pictures(), PROMPTS)
+    scores = scorer.score(some_images(), PROMPTS)
     assert scores.std() > 0.1
     torch.testing.assert_close(scores, found.logits_per_text.diagonal(), rtol=0, atol=1e-5)
 
@@ -56,10 +56,10 @@ def test_the_score_is_clips_logit_on_what_its_processor_makes(
 def test_the_score_is_what_the_authors_snippet_computes(
     scorer: PickScore, tiny_clip: CLIPModel, tokenizer: CLIPTokenizer
 ) -> None:
-    """Normalised features by hand, one prompt for several pictures, softmax over them."""
-    first = Image.fromarray(np.array(pictures()[2]))
+    """Normalised features by hand, one prompt for several images, softmax over them."""
+    first = Image.fromarray(np.array(some_images()[2]))
     pixels = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})(
-        [first, picture(32, 32)], return_tensors="pt"
+        [first, an_image(32, 32)], return_tensors="pt"
     ).pixel_values
     with torch.no_grad():
         image = tiny_clip.get_image_features(pixel_values=pixels).pooler_output
@@ -67,36 +67,36 @@ def test_the_score_is_what_the_authors_snippet_computes(
         image = image / torch.norm(image, dim=-1, keepdim=True)
         text = text / torch.norm(text, dim=-1, keepdim=True)
         expected = torch.softmax(tiny_clip.logit_scale.exp() * (text @ image.T)[0], dim=-1)
-    scores = scorer.score([first, picture(32, 32)], ["a dot"] * 2)
+    scores = scorer.score([first, an_image(32, 32)], ["a dot"] * 2)
     torch.testing.assert_close(torch.softmax(scores, dim=-1), expected, rtol=0, atol=1e-6)
 
 
-def test_a_batch_scores_as_its_pictures_alone(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    together = PickScore(tiny_clip, tokenizer).score(pictures(), PROMPTS)
+def test_a_batch_scores_as_its_images_alone(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    together = PickScore(tiny_clip, tokenizer).score(some_images(), PROMPTS)
     alone = [
         PickScore(tiny_clip, tokenizer).score([image], [prompt])
-        for image, prompt in zip(pictures(), PROMPTS, strict=True)
+        for image, prompt in zip(some_images(), PROMPTS, strict=True)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 
-def test_prompts_are_embedded_once_for_pictures_and_tensors(scorer: PickScore) -> None:
-    scorer.score(pictures(), ["a dot", "a ring", "a dot"])
+def test_prompts_are_embedded_once_for_images_and_tensors(scorer: PickScore) -> None:
+    scorer.score(some_images(), ["a dot", "a ring", "a dot"])
     scorer(torch.rand(2, 3, 32, 32), ["a ring", "a dot"])
     assert scorer.num_texts == 2
 
 
-def test_pictures_and_tensors_are_prepared_differently(scorer: PickScore) -> None:
+def test_images_and_tensors_are_prepared_differently(scorer: PickScore) -> None:
     """With antialias and in whole levels, and without either; alike where nothing is resized."""
     for size, same in (((80, 80), False), ((32, 32), True), ((32, 35), True), ((35, 32), True)):
-        image = picture(*size)
+        image = an_image(*size)
         tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
         gap = (scorer.score([image], ["a dot"]) - scorer(tensor, ["a dot"])).abs().item()
         assert (gap < 1e-5) == same
 
 
-def test_pictures_of_every_mode_score(scorer: PickScore) -> None:
-    colour = picture(40, 48)
+def test_images_of_every_mode_score(scorer: PickScore) -> None:
+    colour = an_image(40, 48)
     others = [colour.convert(mode) for mode in ("RGBA", "L", "P", "1", "CMYK", "LA")]
     others.append(Image.fromarray((np.arange(1920, dtype=np.uint16) * 34).reshape(40, 48)))
     scores = scorer.score([colour, *others], ["a dot"] * 8)
@@ -150,8 +150,8 @@ def test_old_files_with_position_ids_load(folder: Path, scorer: PickScore) -> No
     path = folder / "model.safetensors"
     old = load_file(path) | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
     save_file(old, path, metadata={"format": "pt"})
-    scores = PickScore.from_pretrained(str(folder)).score(pictures(), PROMPTS)
-    torch.testing.assert_close(scores, scorer.score(pictures(), PROMPTS), rtol=0, atol=1e-5)
+    scores = PickScore.from_pretrained(str(folder)).score(some_images(), PROMPTS)
+    torch.testing.assert_close(scores, scorer.score(some_images(), PROMPTS), rtol=0, atol=1e-5)
 
 
 def test_it_is_a_scorer_and_a_metric(scorer: PickScore) -> None:
@@ -163,10 +163,10 @@ def test_it_is_a_scorer_and_a_metric(scorer: PickScore) -> None:
 
 
 @pytest.mark.parametrize(("num", "prompts"), [(0, []), (2, ["a"]), (1, ["a", "b"]), (0, ["a"])])
-def test_pictures_and_prompts_must_pair_off(scorer: PickScore, num: int, prompts: list[str]) -> None:
-    calls = (lambda: scorer.score([picture(8, 8)] * num, prompts), lambda: scorer(torch.rand(num, 3, 8, 8), prompts))
+def test_images_and_prompts_must_pair_off(scorer: PickScore, num: int, prompts: list[str]) -> None:
+    calls = (lambda: scorer.score([an_image(8, 8)] * num, prompts), lambda: scorer(torch.rand(num, 3, 8, 8), prompts))
     for call in calls:
-        with pytest.raises(ValueError, match=r"no pictures|one prompt per picture"):
+        with pytest.raises(ValueError, match=r"no images|one prompt per image"):
             call()
 
 
@@ -174,8 +174,8 @@ def test_scores_that_are_no_numbers_are_refused(tiny_clip: CLIPModel, tokenizer:
     model = CLIPModel(tiny_clip.config)
     with torch.no_grad():
         model.logit_scale.fill_(200.0)
-    with pytest.raises(ValueError, match="pickscore gave 3 of 3 pictures no finite score, first picture 0"):
-        PickScore(model, tokenizer).score(pictures(), PROMPTS)
+    with pytest.raises(ValueError, match="pickscore gave 3 of 3 images no finite score, first image 0"):
+        PickScore(model, tokenizer).score(some_images(), PROMPTS)
 
 
 def test_missing_weights_and_tokenizers_are_named(folder: Path, tmp_path: Path, tiny_clip: CLIPModel) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn import blotches, picture
+from drawn import an_image, blotches
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from stepalign.scorers.aesthetic import AestheticScore
 from stepalign.scorers.clip_score import CLIPScore
 from stepalign.scorers.hps import HPS
 from stepalign.scorers.image_reward import ImageReward
-from stepalign.scorers.load import SCORERS, load_scorer, score_pictures
+from stepalign.scorers.load import SCORERS, load_scorer, score_images
 from stepalign.scorers.pickscore import PickScore
 from stepalign.scorers.record import scorer_record
 
@@ -66,7 +66,7 @@ def loaded(name: str, folder: Path, *, dtype: torch.dtype = torch.float32) -> Sc
 
 def test_all_of_one_clips_scores_follow_from_its_cosines(folder: Path) -> None:
     """On square images of the right size HPS is CLIPScore with its negative side; PickScore has another scale."""
-    images = [picture(32, 32, seed=seed) for seed in range(5)]
+    images = [an_image(32, 32, seed=seed) for seed in range(5)]
     scorers = [loaded(name, folder) for name in ("clip-score", "pickscore", "hps-v2.0")]
     assert all(isinstance(scorer, Scorer) for scorer in scorers)
     clip, pick, hps = (scorer.score(images, PROMPTS) for scorer in scorers)
@@ -79,7 +79,7 @@ def test_all_of_one_clips_scores_follow_from_its_cosines(folder: Path) -> None:
 def test_precision_reaches_every_scorer(name: str, folder: Path) -> None:
     scorer = loaded(name, folder, dtype=torch.bfloat16)
     assert scorer.clip.model.visual_projection.weight.dtype == torch.bfloat16
-    assert scorer.score([picture(8, 8)], ["a dot"]).dtype == torch.float32
+    assert scorer.score([an_image(8, 8)], ["a dot"]).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("batch_size", "batches"), [(1, [1] * 5), (2, [2, 2, 1]), (3, [3, 2]), (5, [5]), (64, [5])])
-def test_each_picture_is_scored_once_in_batches_with_its_prompt(batch_size: int, batches: list[int]) -> None:
+def test_each_image_is_scored_once_in_batches_with_its_prompt(batch_size: int, batches: list[int]) -> None:
     scorer, images = Brightness(), [Image.new("RGB", (4, 4), (level,) * 3) for level in (10, 20, 30, 40, 50)]
-    scores = score_pictures(scorer, images, PROMPTS, batch_size=batch_size)
+    scores = score_images(scorer, images, PROMPTS, batch_size=batch_size)
     expected = [level + 1000 * len(prompt) for level, prompt in zip((10, 20, 30, 40, 50), PROMPTS, strict=True)]
     assert scores.tolist() == expected
     assert scorer.batches == batches
@@ -150,13 +150,13 @@ def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenize
     """To 2e-6 of a score, with what kernels over other batches round in a sum of 64 products."""
     make = scorers_of(tiny_clip, tokenizer)[index]
     images = [blotches(30 + 5 * seed, 60 - 7 * seed, seed=seed) for seed in range(5)]
-    whole, parted = (score_pictures(make(), images, PROMPTS, batch_size=size) for size in (5, batch_size))
+    whole, parted = (score_images(make(), images, PROMPTS, batch_size=size) for size in (5, batch_size))
     torch.testing.assert_close(parted, whole, rtol=2e-6, atol=2e-5)
 
 
-def test_each_picture_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    """Five pictures, four prompts, in batches of two."""
-    images, rows = [picture(40, 48, seed=seed) for seed in range(5)], Counter()
+def test_each_image_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
+    """Five images, four prompts, in batches of two."""
+    images, rows = [an_image(40, 48, seed=seed) for seed in range(5)], Counter()
 
     def count(module: nn.Module, positional: tuple[object, ...], named: dict[str, Tensor]) -> None:
         rows.update({key: len(value) for key, value in named.items() if key in ("pixel_values", "input_ids")})
@@ -165,24 +165,24 @@ def test_each_picture_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPMode
     hooks = [tower.register_forward_pre_hook(count, with_kwargs=True) for tower in towers]
     for make in scorers_of(tiny_clip, tokenizer):
         rows.clear()
-        score_pictures(make(), images, PROMPTS, batch_size=2)
+        score_images(make(), images, PROMPTS, batch_size=2)
         assert rows == {"pixel_values": 5, "input_ids": 4}
     for hook in hooks:
         hook.remove()
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    image = picture(4, 4)
+    image = an_image(4, 4)
     for images, prompts, size, message in (
-        ([], [], 1, "there are no pictures"),
-        ([image], ["a", "b"], 1, "there are 1 pictures and 2 prompts"),
+        ([], [], 1, "there are no images"),
+        ([image], ["a", "b"], 1, "there are 1 images and 2 prompts"),
         ([image], ["a"], 0, "batch_size must be at least 1, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            score_pictures(Brightness(), images, prompts, batch_size=size)
+            score_images(Brightness(), images, prompts, batch_size=size)
 
 
 def test_scores_that_are_no_numbers_are_refused_whoever_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Brightness, "score", lambda self, images, prompts: torch.full((len(images),), float("nan")))
-    with pytest.raises(ValueError, match="brightness gave 2 of 2 pictures no finite score"):
-        score_pictures(Brightness(), [picture(4, 4)] * 2, ["a", "b"], batch_size=1)
+    with pytest.raises(ValueError, match="brightness gave 2 of 2 images no finite score"):
+        score_images(Brightness(), [an_image(4, 4)] * 2, ["a", "b"], batch_size=1)

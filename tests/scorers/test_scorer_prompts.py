@@ -9,7 +9,7 @@ import ftfy
 import pytest
 import regex
 import torch
-from drawn import picture
+from drawn import an_image
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.data.prompt_sets import load_prompt_set
@@ -111,7 +111,7 @@ def test_only_the_scorers_whose_originals_clean_do_so(tiny_clip: CLIPModel, toke
         (CLIPScore(tiny_clip, tokenizer), True),
         (PickScore(tiny_clip, tokenizer), False),
     ):
-        exact = [scorer.score([picture(32, 32)], [prompt]).item() for prompt in (curly, straight)]
+        exact = [scorer.score([an_image(32, 32)], [prompt]).item() for prompt in (curly, straight)]
         reward = [scorer(image, [prompt]).item() for prompt in (curly, straight)]
         assert [exact[0] == exact[1], reward[0] == reward[1]] == [same, same]
         assert ("ftfy" in scorer.record.libraries) == same

@@ -1,4 +1,4 @@
-"""Statistics of pictures worked out by hand, and prompts that belong to other pictures."""
+"""Statistics of images worked out by hand, and prompts that belong to other images."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def test_pure_red_is_saturated_and_colourful() -> None:
 
 
 def test_saturation_is_that_of_hsv() -> None:
-    picture = noise()
-    expected = [colorsys.rgb_to_hsv(*(pixel / 255))[1] for pixel in np.asarray(picture).reshape(-1, 3)]
-    assert style_of(picture)["saturation"] == pytest.approx(np.mean(expected))
+    image = noise()
+    expected = [colorsys.rgb_to_hsv(*(pixel / 255))[1] for pixel in np.asarray(image).reshape(-1, 3)]
+    assert style_of(image)["saturation"] == pytest.approx(np.mean(expected))
 
 
 def test_half_red_half_black_is_half_saturated() -> None:
-    picture = flat((255, 0, 0), (8, 4))
-    picture.paste((0, 0, 0), (0, 0, 4, 4))
-    assert style_of(picture)["saturation"] == 0.5
+    image = flat((255, 0, 0), (8, 4))
+    image.paste((0, 0, 0), (0, 0, 4, 4))
+    assert style_of(image)["saturation"] == 0.5
 
 
 def test_colourfulness_by_hand() -> None:
@@ -66,10 +66,10 @@ def test_colourfulness_by_hand() -> None:
 
     Means 127.5 and -63.75, deviations 127.5 and 191.25: (127.5² + 191.25²)^.5 + .3 (127.5² + 63.75²)^.5 = 272.62.
     """
-    picture = flat((255, 0, 0), (8, 4))
-    picture.paste((0, 0, 255), (0, 0, 4, 4))
+    image = flat((255, 0, 0), (8, 4))
+    image.paste((0, 0, 255), (0, 0, 4, 4))
     expected = math.hypot(127.5, 191.25) + 0.3 * math.hypot(127.5, 63.75)
-    assert style_of(picture)["colourfulness"] == pytest.approx(expected)
+    assert style_of(image)["colourfulness"] == pytest.approx(expected)
     assert expected == pytest.approx(272.62, abs=0.01)
 
 
@@ -94,8 +94,8 @@ def test_a_checkerboard_of_pairs() -> None:
 def test_high_frequencies_are_those_above_a_quarter_of_the_sampling_rate(cycles: int, share: float) -> None:
     """Cosines of so many cycles over 16 pixels: 4 are exactly a quarter and do not count; levels are rounded."""
     wave = 127 + 100 * np.cos(2 * np.pi * cycles * np.arange(16) / 16)
-    picture = grey(np.tile(wave.round(), (16, 1)))
-    assert style_of(picture)["high_frequency_share"] == pytest.approx(share, abs=1e-3)
+    image = grey(np.tile(wave.round(), (16, 1)))
+    assert style_of(image)["high_frequency_share"] == pytest.approx(share, abs=1e-3)
 
 
 def test_high_frequencies_are_weighed_by_their_energy() -> None:
@@ -108,8 +108,8 @@ def test_high_frequencies_are_weighed_by_their_energy() -> None:
 def test_a_diagonal_wave_counts_by_its_own_frequency() -> None:
     """3 of 16 along both axes is .265 cycles per pixel, above a quarter, though neither axis is."""
     rows, columns = np.indices((16, 16))
-    picture = grey((127 + 100 * np.cos(2 * np.pi * 3 * (rows + columns) / 16)).round())
-    assert style_of(picture)["high_frequency_share"] == pytest.approx(1, abs=1e-3)
+    image = grey((127 + 100 * np.cos(2 * np.pi * 3 * (rows + columns) / 16)).round())
+    assert style_of(image)["high_frequency_share"] == pytest.approx(1, abs=1e-3)
 
 
 def test_one_bright_pixel() -> None:
@@ -123,29 +123,29 @@ def test_one_bright_pixel() -> None:
 
 def test_luma_is_that_of_television() -> None:
     """Stripes of green and blue: .587 and .114 of 255, rounded to 150 and 29; the deviation is half their distance."""
-    picture = flat((0, 255, 0), (8, 8))
-    picture.paste((0, 0, 255), (0, 0, 4, 8))
-    assert style_of(picture)["contrast"] == pytest.approx((150 - 29) / 2)
+    image = flat((0, 255, 0), (8, 8))
+    image.paste((0, 0, 255), (0, 0, 4, 8))
+    assert style_of(image)["contrast"] == pytest.approx((150 - 29) / 2)
 
 
 def test_the_size_as_jpeg() -> None:
-    picture, buffer = noise(64), BytesIO()
-    picture.save(buffer, "JPEG", quality=95, subsampling="4:2:0")
-    value = style_of(picture)["jpeg_bytes_per_pixel"]
+    image, buffer = noise(64), BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling="4:2:0")
+    value = style_of(image)["jpeg_bytes_per_pixel"]
     assert value == buffer.tell() / 64**2
     assert value > 2 * style_of(flat((90, 20, 200), (64, 64)))["jpeg_bytes_per_pixel"]
 
 
-def test_oblong_and_other_pictures_have_a_style() -> None:
-    picture = noise(20).crop((0, 0, 20, 7))
-    turned = style_of(picture.transpose(Image.Transpose.ROTATE_90))
+def test_oblong_and_other_images_have_a_style() -> None:
+    image = noise(20).crop((0, 0, 20, 7))
+    turned = style_of(image.transpose(Image.Transpose.ROTATE_90))
     for name in NAMES[:-1]:
-        assert turned[name] == pytest.approx(style_of(picture)[name])
-    assert style_of(picture.convert("L")) == style_of(picture.convert("L").convert("RGB"))
-    assert style_of(picture.convert("RGBA")) == style_of(picture)
+        assert turned[name] == pytest.approx(style_of(image)[name])
+    assert style_of(image.convert("L")) == style_of(image.convert("L").convert("RGB"))
+    assert style_of(image.convert("RGBA")) == style_of(image)
 
 
-def test_a_picture_too_small_for_neighbours_is_refused() -> None:
+def test_an_image_too_small_for_neighbours_is_refused() -> None:
     style_of(noise(3))
     with pytest.raises(ValueError, match="at least 3 by 3 pixels to have a style, got 9 by 2"):
         style_of(flat((1, 2, 3), (9, 2)))
@@ -160,8 +160,8 @@ def test_no_prompt_stays_and_each_is_used_by_one_other(num: int, seed: int) -> N
     assert all(one != other for one, other in zip(prompts, wrong, strict=True))
 
 
-def test_all_pictures_of_a_prompt_get_one_other_text() -> None:
-    """Where prompts have different numbers of pictures, or one text stands under two numbers."""
+def test_all_images_of_a_prompt_get_one_other_text() -> None:
+    """Where prompts have different numbers of images, or one text stands under two numbers."""
     prompts = ["a", "b", "a", "c", "a", "a", "b"]
     wrong = wrong_prompts(prompts, seed=0)
     following = dict(zip(prompts, wrong, strict=True))

@@ -133,21 +133,21 @@ def test_progress_from_the_next_step_on_counts_every_step_once() -> None:
 
 
 class Brightness:
-    """A scorer of clean pictures."""
+    """A scorer of clean images."""
 
     def __call__(self, images: Tensor, prompts: list[str]) -> Tensor:
         return images.mean((1, 2, 3))
 
 
 def decode(x_0: Tensor) -> Tensor:
-    """A picture without colours: the mean of the latent's channels."""
+    """An image without colours: the mean of the latent's channels."""
     return x_0.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
 @pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
 @pytest.mark.parametrize("timestep_range", [(0, 750), (500, 750)])
 @pytest.mark.parametrize("final_alpha", [None, 1.0])
-def test_a_look_ahead_to_the_end_shows_a_scorer_of_clean_pictures_finished_samples(
+def test_a_look_ahead_to_the_end_shows_a_scorer_of_clean_images_finished_samples(
     go_on_at: str, timestep_range: tuple[int, int], final_alpha: float | None
 ) -> None:
     """Unlike a path, what lies ahead may have no noise, or lie below the steps that branch."""
@@ -160,8 +160,8 @@ def test_a_look_ahead_to_the_end_shows_a_scorer_of_clean_pictures_finished_sampl
         finished = looked_ahead(pool, final_alpha=final_alpha)
         assert pool.t_prev == 0
         close(pool.x_0, finished)
-        pictures = decode(finished.flatten(0, 1)) / 2 + 0.5
-        close(pool.candidates.scores.flatten(), pictures.clamp(0, 1).mean((1, 2, 3)))
+        images = decode(finished.flatten(0, 1)) / 2 + 0.5
+        close(pool.candidates.scores.flatten(), images.clamp(0, 1).mean((1, 2, 3)))
     if go_on_at == "window-end":
         close(end, survivors(pools[0], pools[0].x_0))
 

@@ -43,7 +43,7 @@ EXPECTED = [
     ("generate", RuntimeError(ALLOCATOR), 1, "DefaultCPUAllocator: can't allocate memory: you tried 9 bytes); try a s"),
     ("train", torch.OutOfMemoryError(CUDA), 1, "--base.gradient_checkpointing true"),
     ("train-judge", RuntimeError("CUDA error: out of memory"), 1, "--training.micro_batch"),
-    ("evaluate", caused(ValueError("x is no picture"), MemoryError()), 1, "--scoring-batch"),
+    ("evaluate", caused(ValueError("x is no image"), MemoryError()), 1, "--scoring-batch"),
     ("sweep", OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "training.train_batch"),
     ("convert-judge", RuntimeError("can't start new thread"), 1, "memory ran out"),
     (

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from drawn import encoded, picture
+from drawn import an_image, encoded
 from PIL import Image, PngImagePlugin
 
 from stepalign.scorers.preparation import clip_pixels
@@ -101,7 +101,7 @@ def test_what_has_no_pixels_or_no_white_is_refused(make: Callable[[], object], r
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_the_image_given_stays_as_it_is(mode: str) -> None:
-    given = picture(16, 16).convert(mode)
+    given = an_image(16, 16).convert(mode)
     given.info["comment"] = "kept"
     before = given.tobytes()
     open_image(given).putpixel((0, 0), (0, 0, 0))
@@ -109,7 +109,7 @@ def test_the_image_given_stays_as_it_is(mode: str) -> None:
 
 
 def test_an_image_that_was_opened_is_not_copied_again() -> None:
-    image = open_image(encoded(picture(4, 4)))
+    image = open_image(encoded(an_image(4, 4)))
     assert as_rgb(image) is image
 
 
@@ -145,7 +145,7 @@ def test_images_come_upright(orientation: int, mode: str) -> None:
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"\0"])
 def test_exif_that_cannot_be_read_leaves_the_image_readable(exif: bytes) -> None:
-    image = picture(8, 8)
+    image = an_image(8, 8)
     assert open_image(encoded(image, exif=exif)).tobytes() == image.tobytes()
 
 
@@ -165,7 +165,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
 )
 def test_an_image_is_opened_whole_and_left_closed(kind: str, mode: str, tmp_path: Path) -> None:
     path = tmp_path / "image"
-    path.write_bytes(encoded(picture(16, 24).convert(mode), kind))
+    path.write_bytes(encoded(an_image(16, 24).convert(mode), kind))
     image = open_image(path)
     data = path.read_bytes()
     path.unlink()
@@ -176,7 +176,7 @@ def test_an_image_is_opened_whole_and_left_closed(kind: str, mode: str, tmp_path
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_a_file_cut_short_is_named(kind: str, tmp_path: Path) -> None:
     """Without its last fifth, and at any other length whole or refused in the same words."""
-    data, path = encoded(picture(16, 24), kind), tmp_path / "image.img"
+    data, path = encoded(an_image(16, 24), kind), tmp_path / "image.img"
     path.write_bytes(data[: len(data) * 4 // 5])
     with pytest.raises(ValueError, match=r"image.img is no image that can be read: ."):
         open_image(path)
@@ -194,7 +194,7 @@ def test_a_file_cut_short_is_named(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
 def test_a_damaged_file_is_refused_or_read_but_never_raises_anything_else(kind: str, tmp_path: Path) -> None:
-    data, path = encoded(picture(16, 16), kind), tmp_path / "damaged"
+    data, path = encoded(an_image(16, 16), kind), tmp_path / "damaged"
     rng = np.random.default_rng(1)
     refused = 0
     for attempt in range(40):
@@ -211,7 +211,7 @@ def test_a_damaged_file_is_refused_or_read_but_never_raises_anything_else(kind: 
 
 def test_what_is_no_image_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("no image")
-    (tmp_path / "page.eps").write_bytes(encoded(picture(4, 4), "EPS"))
+    (tmp_path / "page.eps").write_bytes(encoded(an_image(4, 4), "EPS"))
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     for name, reason in [

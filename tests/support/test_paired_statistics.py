@@ -21,7 +21,7 @@ from stepalign.support.statistics import (
 DIFFERENCES = np.array([0.4, -0.1, 0.9, 1.3, -0.6, 0.2, 0.8, 0.5])
 
 
-def test_every_prompt_counts_once_however_many_pictures_it_has() -> None:
+def test_every_prompt_counts_once_however_many_images_it_has() -> None:
     """Prompt 0: 1 and 3; prompt 1: 10; prompt 2: -1, -2, -6. Their order does not matter."""
     clusters, values = np.array([2, 0, 1, 2, 0, 2]), np.array([-1.0, 1, 10, -2, 3, -6])
     assert cluster_means(values, clusters).tolist() == [2, 10, -3]

@@ -25,7 +25,7 @@ TRIALS = 4.142857142857143 * (stats.norm.ppf(0.975) / stats.t.ppf(0.975, 2)) ** 
 # Win rates
 
 
-def test_one_picture_per_prompt_has_wilsons_interval_and_ties_are_half_wins() -> None:
+def test_one_image_per_prompt_has_wilsons_interval_and_ties_are_half_wins() -> None:
     """6 wins, 1 tie, 3 losses of 10: .65."""
     won = win_rate(np.array([1.0, 2, 3, 0.1, 5, 6, 0, -1, -2, -3]), np.arange(10))
     assert (won.wins, won.ties, won.losses, won.rate) == (6, 1, 3, 0.65)
@@ -38,7 +38,7 @@ def test_without_ties_the_interval_is_scipys() -> None:
     assert won.interval == pytest.approx((oracle.low, oracle.high), abs=1e-12)
 
 
-def test_several_pictures_are_shares_of_their_prompt() -> None:
+def test_several_images_are_shares_of_their_prompt() -> None:
     """Prompt 0 wins 2 of 2, prompt 1 one of 2, prompt 2 ties and loses: (1 + .5 + .25) / 3.
 
     Residuals' squares are .1736 (three times), .3403 (twice) and .0069: a mean of .2014. Prompts' sums over 6 are
@@ -50,14 +50,14 @@ def test_several_pictures_are_shares_of_their_prompt() -> None:
     assert won.interval == wilson_interval(won.rate * TRIALS, TRIALS)
 
 
-def test_a_prompt_weighs_the_same_however_many_pictures_it_has() -> None:
-    """One prompt loses its 8 pictures, three win their one: 3 of 4 prompts, and 3 of 11 pictures."""
+def test_a_prompt_weighs_the_same_however_many_images_it_has() -> None:
+    """One prompt loses its 8 images, three win their one: 3 of 4 prompts, and 3 of 11 images."""
     won = win_rate(np.array([-1.0] * 8 + [1.0] * 3), np.array([0] * 8 + [1, 2, 3]))
     assert (won.wins, won.losses, won.rate) == (3, 8, 0.75)
 
 
-def test_pictures_that_win_together_count_as_one() -> None:
-    """Four copies of every picture say no more than one."""
+def test_images_that_win_together_count_as_one() -> None:
+    """Four copies of every image say no more than one."""
     once = np.where(np.arange(50) < 30, 1.0, -1.0)
     low, high = win_rate(np.repeat(once, 4), np.repeat(np.arange(50), 4)).interval
     assert high - low == pytest.approx(np.subtract(*win_rate(once, np.arange(50)).interval[::-1]), rel=0.1)
@@ -69,12 +69,12 @@ def test_where_all_prompts_agree_the_interval_still_has_a_width() -> None:
     assert won.interval[0] == pytest.approx(0.7225, abs=5e-5)
 
 
-@pytest.mark.parametrize(("rate", "pictures"), [(0.75, 1), (0.75, 4)])
-def test_the_interval_covers_the_win_rate(rate: float, pictures: int) -> None:
+@pytest.mark.parametrize(("rate", "images"), [(0.75, 1), (0.75, 4)])
+def test_the_interval_covers_the_win_rate(rate: float, images: int) -> None:
     """400 studies of 80 prompts, whose own win rates follow a beta distribution: 95 % nominally, with a standard error
     of 1.1 %."""
     rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(80), pictures)
+    clusters = np.repeat(np.arange(80), images)
     covered = 0
     for _ in range(400):
         own = rng.beta(2 * rate, 2 * (1 - rate), size=80)

@@ -42,7 +42,7 @@ def test_scores_do_not_depend_on_the_batch_size(pairs: PreparedPairs, tiny_spm_f
 def test_every_pair_is_seen_at_every_timestep_under_a_noise_of_its_own(
     pairs: PreparedPairs, tiny_spm_folder: Path
 ) -> None:
-    """The noise, (x_t - sqrt(abar) x_0) / sqrt(1 - abar), is the pair's at that timestep; both pictures have it."""
+    """The noise, (x_t - sqrt(abar) x_0) / sqrt(1 - abar), is the pair's at that timestep; both images have it."""
     base = Base()
     score_held_out(make_scorer(tiny_spm_folder, base), pairs, **FIXED, batch_size=4)
     seen: dict[tuple[int, int], Tensor] = {}
@@ -116,7 +116,7 @@ def test_progress_is_reported_in_pairs(pairs: PreparedPairs, tiny_spm_folder: Pa
 LABEL = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.5])
 PROMPTS = [*"abcde"]
 RIGHT, WRONG, EQUAL = (1.0, 0.0), (0.0, 1.0), (2.0, 2.0)
-"""Scores of a pair whose first picture is preferred."""
+"""Scores of a pair whose first image is preferred."""
 
 
 def scores(*pairs: tuple[float, float]) -> Tensor:
@@ -167,13 +167,13 @@ def test_pairs_of_one_prompt_are_a_cluster() -> None:
     assert all(few > 3 * many for few, many in zip(widths[10], widths[160], strict=True))
 
 
-def test_the_difference_does_not_depend_on_which_picture_comes_first() -> None:
+def test_the_difference_does_not_depend_on_which_image_comes_first() -> None:
     flipped = [{t: pair.flip(1) for t, pair in judge.items()} for judge in (START, JUDGE)]
     assert compare_judges(*flipped, 1 - LABEL, PROMPTS) == compare_judges(START, JUDGE, LABEL, PROMPTS)
 
 
 def test_reliability_takes_every_decided_pair_once_at_the_timesteps_in_turn() -> None:
-    """Gaps towards the preferred picture, by pair: 4 at the first of its timesteps, -2 at the second. Of the five
+    """Gaps towards the preferred image, by pair: 4 at the first of its timesteps, -2 at the second. Of the five
     decided pairs the first, third and fifth are seen at timestep 0, the others at 501, whatever order they come in.
 
     sigma(4) = .9820, right: three pairs; sigma(2) = .8808, wrong: two; error (3 · .0180 + 2 · .8808) / 5 = .3631.

@@ -150,7 +150,7 @@ def test_the_text_tower_runs_once_per_distinct_prompt_and_step(pairs: PreparedPa
 
 
 def test_a_row_says_what_a_step_did(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
-    """The accuracy is the share of decided pairs in which the preferred picture has the higher score."""
+    """The accuracy is the share of decided pairs in which the preferred image has the higher score."""
     trainer = make_trainer(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs)
     with torch.no_grad():
         loss, gaps = plain_loss(make_scorer(tiny_spm_folder, dtype=torch.float64), pairs, range(5))

@@ -53,7 +53,7 @@ def noise_of(x_t: Tensor, t: list[int], latents: Tensor) -> Tensor:
 def test_both_images_of_a_pair_get_one_noise_and_every_pair_its_own(
     pairs: PreparedPairs, tiny_spm_folder: Path
 ) -> None:
-    """Two pairs at a time, their pictures side by side in one batch."""
+    """Two pairs at a time, their images side by side in one batch."""
     base = Base()
     make_trainer(make_scorer(tiny_spm_folder, base), pairs).step()
     assert [len(shown.x_t) for shown in base.shown] == [4, 4, 2]

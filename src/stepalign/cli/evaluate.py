@@ -41,12 +41,12 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
     quieten()
     from stepalign.data.manifest import MANIFEST
-    from stepalign.evaluation.image_sets import PictureSets
+    from stepalign.evaluation.image_sets import ImageSets
     from stepalign.evaluation.scoring import Scoring, check_scoring, evaluate_folder
     from stepalign.scorers.geneval.files import write_geneval_manifest
     from stepalign.support.parallel import processes
 
-    sets = PictureSets(
+    sets = ImageSets(
         features=arguments.features,
         reference=arguments.reference,
         cmmd=arguments.cmmd,

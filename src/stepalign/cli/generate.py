@@ -23,7 +23,7 @@ def run_generate(arguments: argparse.Namespace) -> int:
     quieten()
     record = generate_images(arguments, arguments.output)
     if record:
-        print(f"{record['num_pictures']} images of {record['num_prompts']} prompts in {arguments.output}")
+        print(f"{record['num_images']} images of {record['num_prompts']} prompts in {arguments.output}")
     return 0
 
 

@@ -135,7 +135,7 @@ class WinLoseFolder:
     def _image(self, side: str, stem: str) -> Path | Unreadable:
         match self._images[side].get(stem, []):
             case []:
-                return Unreadable(f"there is no picture {side}/{stem}.*")
+                return Unreadable(f"there is no image {side}/{stem}.*")
             case [path]:
                 try:
                     return self._inside(path)

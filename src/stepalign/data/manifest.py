@@ -1,11 +1,11 @@
-"""A folder of pictures drawn for prompts, and the scores that they were given.
+"""A folder of images drawn for prompts, and the scores that they were given.
 
-manifest.jsonl     a row per picture: prompt_index, image_index, prompt, file, seed, category
-scores.jsonl       a row per picture: prompt_index, image_index, prompt, scores (by scorer)
-results.json       means with intervals, the record of every scorer, what drew the pictures
+manifest.jsonl     a row per image: prompt_index, image_index, prompt, file, seed, category
+scores.jsonl       a row per image: prompt_index, image_index, prompt, scores (by scorer)
+results.json       means with intervals, the record of every scorer, what drew the images
 
 A manifest written by hand needs `prompt` and `file` only: prompts are then numbered as they first appear, and the
-pictures of one prompt in the order of their rows.
+images of one prompt in the order of their rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MANIFEST, SCORES, EVALUATION, GENERATION = "manifest.jsonl", "scores.jsonl", "re
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One picture of a folder."""
+    """One image of a folder."""
 
     prompt_index: int
     image_index: int
-    """Which of its prompt's pictures."""
+    """Which of its prompt's images."""
     prompt: str
     file: str
     """From the folder."""
@@ -43,13 +43,13 @@ class ImageRow:
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells a picture apart within its folder."""
+        """What tells an image apart within its folder."""
         return self.prompt_index, self.image_index
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """What one picture scored."""
+    """What one image scored."""
 
     prompt_index: int
     image_index: int
@@ -59,7 +59,7 @@ class ScoredRow:
 
     @property
     def key(self) -> tuple[int, int]:
-        """As the picture's."""
+        """As the image's."""
         return self.prompt_index, self.image_index
 
 
@@ -79,7 +79,7 @@ def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow
     counts: Counter[int] = Counter()
     files: set[tuple[int, str]] = set()
     rows = []
-    for where, values in _lines(folder / MANIFEST, "write one with a row of prompt and file per picture"):
+    for where, values in _lines(folder / MANIFEST, "write one with a row of prompt and file per image"):
         prompt = check_prompt(_field(values, "prompt", str, where), f"{where}: the prompt")
         file = _file(folder, _field(values, "file", str, where), where, allow_outside=allow_outside)
         number = numbers.setdefault(prompt, len(numbers))
@@ -100,12 +100,12 @@ def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow
 
 
 def write_scores(folder: Path, rows: list[ScoredRow]) -> None:
-    """Write the scores of a folder's pictures, replacing them in one step."""
+    """Write the scores of a folder's images, replacing them in one step."""
     write_text(folder / SCORES, "".join(to_json(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_scores(folder: Path) -> list[ScoredRow]:
-    """The scores of a folder's pictures; raises ValueError as `read_manifest` does."""
+    """The scores of a folder's images; raises ValueError as `read_manifest` does."""
     rows = []
     for where, values in _lines(folder / SCORES, "run `stepalign evaluate` on the folder first"):
         scores = _field(values, "scores", dict, where)
@@ -160,7 +160,7 @@ def _check(rows: list[ImageRow] | list[ScoredRow], path: Path) -> None:
     seen: set[tuple[int, int]] = set()
     for row in rows:
         if row.key in seen:
-            raise ValueError(f"{path}: picture {row.image_index} of prompt {row.prompt_index} is listed twice")
+            raise ValueError(f"{path}: image {row.image_index} of prompt {row.prompt_index} is listed twice")
         seen.add(row.key)
         if prompts.setdefault(row.prompt_index, row.prompt) != row.prompt:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A pair of pictures with a preference: as found, as read, and what keeps one from being read."""
+"""A pair of images with a preference: as found, as read, and what keeps one from being read."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RawPair:
 
 @dataclass(frozen=True, slots=True)
 class ImagePair:
-    """Two pictures for one prompt, and which of them is preferred."""
+    """Two images for one prompt, and which of them is preferred."""
 
     prompt: str
     images: tuple[Image.Image, Image.Image]
@@ -155,13 +155,13 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w
     return torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1).contiguous()
 
 
-def _opened(picture: object, which: str) -> Image.Image:
-    if isinstance(picture, Unreadable):
-        raise ValueError(picture.reason)
-    if picture is None:
+def _opened(image: object, which: str) -> Image.Image:
+    if isinstance(image, Unreadable):
+        raise ValueError(image.reason)
+    if image is None:
         raise ValueError(f"the {which} image is missing")
     try:
-        return open_image(picture)
+        return open_image(image)
     except ValueError as error:
         raise ValueError(f"the {which} image: {error}") from error
 

@@ -3,7 +3,7 @@
 A folder holds `pairs-*.safetensors` (latents; prompts, labels, weights and refused rows in the metadata),
 `prompts-*.safetensors` (the base model's embeddings, one per distinct prompt) and `manifest.json`, written last. Both
 are what the base model's encoders give, in their own precision, so that training from the folder is training from the
-pictures. Preparing again goes on where it stopped; several processes share the work.
+images. Preparing again goes on where it stopped; several processes share the work.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PairEncoder:
     encode: Callable[[list[str]], Conditioning]
     encode_images: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b c hh ww"]]
     size: tuple[int, int]
-    """Height and width of the pictures."""
+    """Height and width of the images."""
     batch_size: int = 8
     """Pairs through the VAE at once."""
     label: Labeller | None = None
@@ -167,7 +167,7 @@ def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> l
     prompts: list[str] = []
     labels: list[float | None] = []
     weights: list[float] = []
-    for start in range(0, len(raw_rows), encoder.batch_size):  # few decoded pictures at a time
+    for start in range(0, len(raw_rows), encoder.batch_size):  # few decoded images at a time
         rows = [read(raw) for raw in raw_rows[start : start + encoder.batch_size]]
         bad += [row for row in rows if isinstance(row, BadRow)]
         pairs = [row for row in rows if isinstance(row, ImagePair) and (encoder.label or row.label is not None)]

@@ -1,4 +1,4 @@
-"""The layouts in which preferences over pictures are published, recognised by their columns."""
+"""The layouts in which preferences over images are published, recognised by their columns."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Layout(Enum):
 
 
 KNOWN_LAYOUTS = "; ".join(layout.value for layout in Layout) + "; caption may stand for prompt"
-LISTS_OF_PICTURES = ("images", "image", "image_path", "file_path")
+LISTS_OF_IMAGES = ("images", "image", "image_path", "file_path")
 """The columns of HPD v1, HPDv2 and their copies, images before paths."""
 MAX_RANKED = 100
 """Images in one ranking, which stand for 4950 pairs."""
-COLUMNS = frozenset(LISTS_OF_PICTURES).union(
+COLUMNS = frozenset(LISTS_OF_IMAGES).union(
     ("prompt", "caption", "label", "weight", "human_preference", "rank"),
     ("jpg_0", "jpg_1", "label_0", "label_1", "has_label", "num_example_per_prompt"),
     ("chosen", "rejected", "image_0", "image_1", "path1", "path2"),
@@ -51,7 +51,7 @@ def recognise(columns: Collection[str]) -> Layout | None:
         return None
     if names >= {"chosen", "rejected"}:
         return Layout.CHOSEN
-    if names & set(LISTS_OF_PICTURES) and names & {"human_preference", "rank"}:
+    if names & set(LISTS_OF_IMAGES) and names & {"human_preference", "rank"}:
         return Layout.RANKED
     if names >= {"image_0", "image_1"}:
         return Layout.LABELLED
@@ -160,7 +160,7 @@ def _ranked(row: Row, pair: Callable[..., RawPair], where: str) -> list[RawPair]
             pair(
                 first,
                 second,
-                where=f"{where}, pictures {i + 1} and {j + 1}",
+                where=f"{where}, images {i + 1} and {j + 1}",
                 label=_lower(rank[i], rank[j]) if len(images) == len(rank) else _mismatch(len(rank), len(images)),
                 weight=1 / math.comb(len(rank), 2),
             )
@@ -177,14 +177,14 @@ def _best_of(best: int, images: list[object], pair: Callable[..., RawPair], wher
     for other in range(len(images)):
         if other != best:
             i, j = sorted((best, other))
-            place = where if len(images) == 2 else f"{where}, pictures {i + 1} and {j + 1}"
+            place = where if len(images) == 2 else f"{where}, images {i + 1} and {j + 1}"
             weight = 1 / (len(images) - 1)
             pairs.append(pair(images[i], images[j], where=place, label=float(i == best), weight=weight))
     return pairs
 
 
 def _images(row: Row) -> list[object]:
-    images = row[next(name for name in LISTS_OF_PICTURES if name in row)]
+    images = row[next(name for name in LISTS_OF_IMAGES if name in row)]
     return images if isinstance(images, list) else []
 
 
@@ -197,9 +197,9 @@ def _preferred(preference: object, rank: object, num_images: int) -> object:
     if preference is None and rank is None:
         return None
     if not preference:
-        return Unreadable(f"it has no human_preference, and rank {rank} is no ranking of two pictures or more")
+        return Unreadable(f"it has no human_preference, and rank {rank} is no ranking of two images or more")
     if num_images != 2:
-        return Unreadable(f"human_preference is between two pictures; there are {num_images}")
+        return Unreadable(f"human_preference is between two images; there are {num_images}")
     if preference not in ([1, 0], [0, 1]):
         return Unreadable(f"human_preference {preference} is neither [1, 0] nor [0, 1]")
     return float(preference == [1, 0])
@@ -212,7 +212,7 @@ def _lower(first: object, second: object) -> object:
 
 
 def _mismatch(num_ranks: int, num_images: int) -> Unreadable:
-    return Unreadable(f"it has {num_ranks} ranks for {num_images} pictures")
+    return Unreadable(f"it has {num_ranks} ranks for {num_images} images")
 
 
 def _is_number_of(preference: object) -> TypeGuard[int]:

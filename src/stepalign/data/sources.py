@@ -26,7 +26,7 @@ def open_pairs(
 ) -> PairSource:
     """The pairs at a path, or in a dataset of the hub.
 
-    A row is one pair: a ranking of n pictures is n (n - 1) / 2 rows. `num_rows` keeps the first so many. `split` is for
+    A row is one pair: a ranking of n images is n (n - 1) / 2 rows. `num_rows` keeps the first so many. `split` is for
     parquet folders, saved dictionaries of datasets and the hub; what has no splits takes "train" only. `streaming`
     spares parquet files and the hub's datasets the copy to the cache; the other kinds are read as they are asked for in
     any case. `allow_outside` lets rows name image files outside the folder of their file.

@@ -16,7 +16,7 @@ from stepalign.data.pairs import RawPair
 from stepalign.data.rows import (
     COLUMNS,
     KNOWN_LAYOUTS,
-    LISTS_OF_PICTURES,
+    LISTS_OF_IMAGES,
     Layout,
     Places,
     num_pairs,
@@ -35,7 +35,7 @@ WITHOUT_PICK_A_PIC = (
 
 
 class Table:
-    """The rows of a dataset, its pictures as they are stored; while streaming, fetched as they are asked for.
+    """The rows of a dataset, its images as they are stored; while streaming, fetched as they are asked for.
 
     `dataset` is a Dataset or an IterableDataset of `datasets` with these columns, none when it is empty. A stream is to
     be read in one process: the workers of a DataLoader would each see a part of it. Raises ValueError for columns that
@@ -80,7 +80,7 @@ class Table:
         if self._layout is Layout.RANKED:
             wanted = {"human_preference", "rank"}
             if isinstance(dataset.features.get("human_preference"), Value):
-                wanted |= {next(column for column in LISTS_OF_PICTURES if column in columns)}  # HPD v1: how many
+                wanted |= {next(column for column in LISTS_OF_IMAGES if column in columns)}  # HPD v1: how many
             ranks: Any = _as_stored(dataset).select_columns([column for column in columns if column in wanted])
             rows = (row for table in ranks.iter(batch_size=100) for row in table.to_pylist())
             self._ends = list(accumulate(num_pairs(row, self._layout) for row in rows))
@@ -209,7 +209,7 @@ def _built(path: str, *, split: str, streaming: bool, **given: str | None) -> tu
 
 
 def _as_stored(dataset: Any) -> Any:
-    """A dataset whose rows are Arrow's, which leaves pictures undecoded: a broken one is then found by `read`.
+    """A dataset whose rows are Arrow's, which leaves images undecoded: a broken one is then found by `read`.
 
     A cast to Image(decode=False) would do so too, but write a column of lists to disk again.
     """

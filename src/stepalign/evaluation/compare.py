@@ -19,7 +19,7 @@ from stepalign.evaluation.folders import (
     EvaluatedFolder,
     Key,
     categories,
-    check_same_pictures,
+    check_same_images,
     model_names,
     other_seeds,
     read_folder,
@@ -68,7 +68,7 @@ class Pair:
     interval: tuple[float, float]
     """95 %, over prompts."""
     wins: int
-    """Pictures of other that score higher than base's; so are ties and losses."""
+    """Images of other that score higher than base's; so are ties and losses."""
     ties: int
     losses: int
     win_rate: float
@@ -103,7 +103,7 @@ class Comparison:
     """By model; so is generation."""
     generation: dict[str, dict[str, Any] | None]
     num_prompts: int
-    num_pictures: int
+    num_images: int
     """Of each model."""
     scorers: dict[str, ScorerRecord]
     left_out: dict[str, list[str]]
@@ -133,7 +133,7 @@ def compare_folders(
 ) -> Comparison:
     """The comparison of evaluated folders, called by `names`, else as their evaluations or paths are.
 
-    Raises ValueError, naming the first places and their number, when prompts, pictures or scores do not match, a score
+    Raises ValueError, naming the first places and their number, when prompts, images or scores do not match, a score
     is not finite, or scorers of one name are not the same.
     """
     require(len(folders) >= 2, "folders", len(folders), "at least two evaluated folders")
@@ -143,11 +143,11 @@ def compare_folders(
     read = [read_folder(path, allow_outside=allow_outside) for path in paths]
     models = model_names(read, names)
     parts = dict(zip(models, read, strict=True))
-    check_same_pictures(parts)
+    check_same_images(parts)
     records, left_out, warnings = shared_scorers(parts)
-    keys = sorted(read[0].pictures)
+    keys = sorted(read[0].images)
     numbers = list(read[0].prompts)
-    clusters = clusters_of([read[0].pictures[key].prompt for key in keys])
+    clusters = clusters_of([read[0].images[key].prompt for key in keys])
     num_distinct = int(clusters.max()) + 1
     require(num_distinct >= 2, "prompts", num_distinct, "at least two with different texts, for an interval")
     columns = {
@@ -165,7 +165,7 @@ def compare_folders(
         folders={name: str(folder) for name, folder in zip(models, folders, strict=True)},
         generation={name: part.generation for name, part in parts.items()},
         num_prompts=len(numbers),
-        num_pictures=len(keys),
+        num_images=len(keys),
         scorers={scorer: records[scorer] for scorer in scores},
         left_out=left_out,
         warnings=warnings + other_seeds(parts) + repeated_prompts(len(numbers), num_distinct),
@@ -183,7 +183,7 @@ def compare_folders(
 
 
 def write_comparison(comparison: Comparison, output: Path) -> None:
-    """Write a comparison's numbers as JSON and Markdown, and its page with the pictures, into a folder."""
+    """Write a comparison's numbers as JSON and Markdown, and its page with the images, into a folder."""
     owner = Owner("compare", {}, legacy=lambda output: {} if (output / COMPARISON).is_file() else None)
     summary = comparison.summary()
     with open_run(output, owner, files=(TABLE, REPORT), watcher=NullWatcher()) as run:
@@ -261,13 +261,13 @@ def _prompts(
     columns: dict[int, list[int]] = {}
     for column, (number, _) in enumerate(keys):
         columns.setdefault(number, []).append(column)
-    first = next(iter(parts.values())).pictures
+    first = next(iter(parts.values())).images
     return [
         ComparedPrompt(
             number=number,
             prompt=first[keys[inside[0]]].prompt,
             category=groups[number],
-            files=[[part.path / part.pictures[keys[column]].file for column in inside] for part in parts.values()],
+            files=[[part.path / part.images[keys[column]].file for column in inside] for part in parts.values()],
             scores={scorer: table[:, inside].tolist() for scorer, table in scores.items()},
         )
         for number, inside in columns.items()

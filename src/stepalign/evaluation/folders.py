@@ -19,48 +19,48 @@ SHOWN = 3
 AGAIN = "run `stepalign evaluate` on the folder again"
 
 Key = tuple[int, int]
-"""Of a picture: prompt_index and image_index."""
+"""Of an image: prompt_index and image_index."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedFolder:
-    """Pictures, what they scored, and by what."""
+    """Images, what they scored, and by what."""
 
     path: Path
     name: str | None
     """As the evaluation calls it."""
-    pictures: dict[Key, ImageRow]
+    images: dict[Key, ImageRow]
     scores: dict[Key, dict[str, float]]
-    """Every picture has all of the records' scorers."""
+    """Every image has all of the records' scorers."""
     records: dict[str, ScorerRecord]
     generation: dict[str, Any] | None
-    """What drew the pictures, where that is known."""
+    """What drew the images, where that is known."""
 
     @property
     def prompts(self) -> dict[int, str]:
         """By number, in order."""
-        return {number: row.prompt for (number, _), row in sorted(self.pictures.items())}
+        return {number: row.prompt for (number, _), row in sorted(self.images.items())}
 
 
 def read_folder(path: Path, *, allow_outside: bool = False) -> EvaluatedFolder:
-    """An evaluated folder; raises ValueError, naming the first places and their number, when files, pictures or scores
-    are missing, scores belong to no picture, or a scorer has no record; scores are finite, `read_scores` sees to it."""
+    """An evaluated folder; raises ValueError, naming the first places and their number, when files, images or scores
+    are missing, scores belong to no image, or a scorer has no record; scores are finite, `read_scores` sees to it."""
     evaluation = _read_evaluation(path)
     name, generation = evaluation.get("name"), evaluation.get("generation")
     records = {scorer: _record(values, scorer, path) for scorer, values in evaluation["scorers"].items()}
-    pictures = {row.key: row for row in read_manifest(path, allow_outside=allow_outside)}
+    images = {row.key: row for row in read_manifest(path, allow_outside=allow_outside)}
     rows = {row.key: row for row in read_scores(path)}
-    _none([picture_name(key) for key in pictures if key not in rows], "pictures without scores", path / SCORES, AGAIN)
-    absent = [picture_name(key) for key in rows if key not in pictures]
+    _none([image_name(key) for key in images if key not in rows], "images without scores", path / SCORES, AGAIN)
+    absent = [image_name(key) for key in rows if key not in images]
     _none(absent, "scored, but not listed", path / MANIFEST, AGAIN)
-    other = [picture_name(key) for key, row in rows.items() if row.prompt != pictures[key].prompt]
+    other = [image_name(key) for key, row in rows.items() if row.prompt != images[key].prompt]
     _none(other, "scored for another prompt than the manifest's", path / SCORES, AGAIN)
-    files = [row.file for row in pictures.values() if not (path / row.file).is_file()]
+    files = [row.file for row in images.values() if not (path / row.file).is_file()]
     _none(files, "files that are missing", path, "put it back, or generate and evaluate again")
     _check_scores(rows, records, path)
-    _check_unchanged(path, evaluation, [path / row.file for row in pictures.values()], rows)
-    scores = {key: rows[key].scores for key in pictures}
-    return EvaluatedFolder(path, name if isinstance(name, str) else None, pictures, scores, records, generation)
+    _check_unchanged(path, evaluation, [path / row.file for row in images.values()], rows)
+    scores = {key: rows[key].scores for key in images}
+    return EvaluatedFolder(path, name if isinstance(name, str) else None, images, scores, records, generation)
 
 
 def model_names(folders: list[EvaluatedFolder], names: list[str] | None) -> list[str]:
@@ -79,8 +79,8 @@ def model_names(folders: list[EvaluatedFolder], names: list[str] | None) -> list
     raise ValueError(f"names: several folders are called {folders[0].path.resolve().name}; give every folder a name")
 
 
-def check_same_pictures(folders: dict[str, EvaluatedFolder]) -> None:
-    """Raise ValueError unless the folders, by model, have the same prompts under the same numbers and as many pictures
+def check_same_images(folders: dict[str, EvaluatedFolder]) -> None:
+    """Raise ValueError unless the folders, by model, have the same prompts under the same numbers and as many images
     of each."""
     (first, base), *others = folders.items()
     for name, folder in others:
@@ -96,11 +96,11 @@ def check_same_pictures(folders: dict[str, EvaluatedFolder]) -> None:
         if changed:
             raise ValueError(f"{len(changed)} of {here} differ: prompt {some(changed)}; {_order_advice(ours, theirs)}")
         for few, many, lacking in ((base, folder, first), (folder, base, name)):
-            absent = [picture_name(key) for key in sorted(many.pictures) if key not in few.pictures]
+            absent = [image_name(key) for key in sorted(many.images) if key not in few.images]
             if absent:
                 raise ValueError(
-                    f"{len(base.pictures)} pictures in {first}, {len(folder.pictures)} in {name}: {lacking} lacks "
-                    f"{some(absent)}; draw as many pictures of every prompt"
+                    f"{len(base.images)} images in {first}, {len(folder.images)} in {name}: {lacking} lacks "
+                    f"{some(absent)}; draw as many images of every prompt"
                 )
 
 
@@ -108,7 +108,7 @@ def categories(folders: dict[str, EvaluatedFolder]) -> dict[int, str | None]:
     """Every prompt's category by number; raises ValueError when it has two."""
     found: dict[int, str | None] = {}
     for name, folder in folders.items():
-        for (number, _), row in sorted(folder.pictures.items()):
+        for (number, _), row in sorted(folder.images.items()):
             before = found.setdefault(number, row.category)
             if before is None:
                 found[number] = row.category
@@ -147,15 +147,15 @@ def shared_scorers(
 
 
 def other_seeds(folders: dict[str, EvaluatedFolder]) -> list[str]:
-    """A warning for every folder whose pictures are known to come from other seeds than the first one's."""
+    """A warning for every folder whose images are known to come from other seeds than the first one's."""
     (first, base), *others = folders.items()
     warnings = []
     for name, folder in others:
-        known = [(row.seed, folder.pictures[key].seed) for key, row in base.pictures.items()]
+        known = [(row.seed, folder.images[key].seed) for key, row in base.images.items()]
         different = sum(None not in pair and pair[0] != pair[1] for pair in known)
         if different:
             warnings.append(
-                f"{different} of {len(known)} pictures were drawn from other seeds by {name} than by {first}: the "
+                f"{different} of {len(known)} images were drawn from other seeds by {name} than by {first}: the "
                 "comparison is fair, but its intervals are wider than they need be"
             )
     return warnings
@@ -177,9 +177,9 @@ def some(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def picture_name(key: Key) -> str:
-    """A picture in words."""
-    return f"picture {key[1]} of prompt {key[0]}"
+def image_name(key: Key) -> str:
+    """An image in words."""
+    return f"image {key[1]} of prompt {key[0]}"
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
@@ -211,13 +211,13 @@ def _check_scores(rows: dict[Key, ScoredRow], records: dict[str, ScorerRecord], 
     unknown = sorted({scorer for row in rows.values() for scorer in row.scores if scorer not in records})
     _none(unknown, f"scorers without a record in {EVALUATION}", file, AGAIN)
     for scorer in records:
-        absent = [picture_name(key) for key, row in rows.items() if scorer not in row.scores]
-        _none(absent, f"pictures without a score by {scorer}", file, AGAIN)
+        absent = [image_name(key) for key, row in rows.items() if scorer not in row.scores]
+        _none(absent, f"images without a score by {scorer}", file, AGAIN)
 
 
 def _check_unchanged(path: Path, evaluation: dict[str, Any], images: list[Path], rows: dict[Key, ScoredRow]) -> None:
     """Raise ValueError when images or scores are not those that the evaluation left; older ones may not say."""
-    if evaluation.get("pictures_sha256") not in (None, ordered_files_digest(images)):
+    if evaluation.get("images_sha256") not in (None, ordered_files_digest(images)):
         raise ValueError(f"{path}: its images are not those that were scored; {AGAIN}")
     digests = evaluation.get("scores_sha256")
     for scorer, digest in (digests if isinstance(digests, dict) else {}).items():
@@ -235,7 +235,7 @@ def _none(items: Iterable[str], what: str, where: Path, advice: str) -> None:
 def _order_advice(ours: dict[int, str], theirs: dict[int, str]) -> str:
     if sorted(ours.values()) == sorted(theirs.values()):
         return "the prompts are the same in another order: give both manifests the same prompt_index"
-    return "evaluate pictures of the same prompts"
+    return "evaluate images of the same prompts"
 
 
 def _check_record(ours: ScorerRecord, theirs: ScorerRecord, first: str, name: str) -> None:

@@ -37,7 +37,7 @@ from stepalign.runs.assemble import base_model, guided_network, precision_of
 from stepalign.runs.checks import check_base, check_folder, check_prompts, is_miniature, notes_on_prompts
 from stepalign.runs.recipes import FrozenModel, local_path
 from stepalign.runs.run import open_run
-from stepalign.scorers.image_metric import to_pictures
+from stepalign.scorers.image_metric import to_pil
 from stepalign.sources.rollout import sample
 from stepalign.support.config import require, to_plain
 from stepalign.support.digests import Identity, hub_revision
@@ -143,7 +143,7 @@ def generate_folder(
             "settings": settings,
             "finished": True,
             "num_prompts": len(prompts),
-            "num_pictures": len(rows),
+            "num_images": len(rows),
             "resolution": list(loaded.model.picture_size),
             "prompts_cut": cut,
             "identity": loaded.identity,
@@ -161,7 +161,7 @@ def generate_folder(
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Decoded images with values in [-1, 1] as 8-bit images, clamped and rounded as diffusers does."""
-    return to_pictures(images / 2 + 0.5)
+    return to_pil(images / 2 + 0.5)
 
 
 def _load(choice: Generation) -> _Loaded:

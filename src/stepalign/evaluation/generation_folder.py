@@ -48,7 +48,7 @@ class GenerationRecord(TypedDict):
     settings: dict[str, Any]
     finished: bool
     num_prompts: int
-    num_pictures: int
+    num_images: int
     resolution: list[int]
     prompts_cut: PromptsCut
     identity: Identity

@@ -1,4 +1,4 @@
-"""What scores do not say of a folder's pictures: how different those of one prompt are, how far all of them have moved
+"""What scores do not say of a folder's images: how different those of one prompt are, how far all of them have moved
 from another folder's, and how many show what GenEval's prompts ask for.
 """
 
@@ -31,7 +31,7 @@ from stepalign.scorers.geneval.rules import (
     Verdict,
     given_colours,
     judge_image,
-    judge_pictures,
+    judge_images,
     parse_prompt,
 )
 from stepalign.scorers.geneval.summary import summarise
@@ -46,13 +46,13 @@ SETS = ("diversity", "drift", "geneval")
 
 
 @dataclass(frozen=True, slots=True)
-class PictureSets:
+class ImageSets:
     """What to measure of a folder beside its scores."""
 
     features: str | None = None
-    """A CLIP or DINOv2, folder or hub id: diversity over each prompt's pictures, and the KID against a reference."""
+    """A CLIP or DINOv2, folder or hub id: diversity over each prompt's images, and the KID against a reference."""
     reference: Path | None = None
-    """A folder of other pictures, such as the base model's: how far these have moved from it."""
+    """A folder of other images, such as the base model's: how far these have moved from it."""
     cmmd: str | None = None
     """The network of CMMD against the reference, openai/clip-vit-large-patch14-336 as published; none by default."""
     geneval: bool = False
@@ -62,7 +62,7 @@ class PictureSets:
     colours: str = COLOUR_MODEL
     """The CLIP that names colours; detections of a file may bring their own."""
     batch_size: int = 16
-    """Pictures through a network at once."""
+    """Images through a network at once."""
     allow_outside: bool = False
     """Whether manifests may name files outside their folder."""
 
@@ -78,7 +78,7 @@ class PictureSets:
 
 
 def measure_sets(
-    folder: Path, rows: list[ImageRow], choice: PictureSets, *, device: str, watcher: Watcher
+    folder: Path, rows: list[ImageRow], choice: ImageSets, *, device: str, watcher: Watcher
 ) -> dict[str, Any]:
     """All that was chosen, under "diversity", "drift" and "geneval"."""
     found: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def measure_sets(
         if min(Counter(row.prompt_index for row in rows).values()) >= 2:
             found["diversity"] = {**diversity(rows, own), "features": asdict(network.record)}
         else:
-            watcher.note("diversity needs at least two pictures of every prompt; not measured")
+            watcher.note("diversity needs at least two images of every prompt; not measured")
         if choice.reference is not None:
             other = features_of(choice.reference, reference, network, choice.batch_size, watcher)
             size = max(2, min(KID_SUBSET, len(own) // 2, len(other) // 2))
@@ -113,31 +113,29 @@ def measure_sets(
 def features_of(
     folder: Path, rows: list[ImageRow], network: ImageFeatures, batch_size: int, watcher: Watcher
 ) -> Float[Tensor, "n e"]:
-    """The features of a folder's pictures, in the order of its manifest."""
+    """The features of a folder's images, in the order of its manifest."""
     parts: list[Tensor] = []
     for start in range(0, len(rows), batch_size):
-        parts.append(network.extract(_pictures(folder, rows[start : start + batch_size])))
+        parts.append(network.extract(_images(folder, rows[start : start + batch_size])))
         watcher.phase("score", sum(map(len, parts)), len(rows))
     return torch.cat(parts)
 
 
 def diversity(rows: list[ImageRow], features: Float[Tensor, "n e"]) -> dict[str, Any]:
-    """Mean pairwise distance and Vendi score of each prompt's pictures, with intervals over prompts."""
+    """Mean pairwise distance and Vendi score of each prompt's images, with intervals over prompts."""
     places: dict[int, list[int]] = {}
     for place, row in enumerate(rows):
         places.setdefault(row.prompt_index, []).append(place)
     sizes = {len(own) for own in places.values()}
-    require(len(sizes) == 1, "pictures of a prompt", sorted(sizes), "equally many for every prompt, for diversity")
+    require(len(sizes) == 1, "images of a prompt", sorted(sizes), "equally many for every prompt, for diversity")
     grouped = torch.stack([features[own] for own in places.values()])
     first = [rows[own[0]] for own in places.values()]
     columns = {"pairwise_distance": pairwise_distance(grouped), "vendi_score": vendi_score(grouped)}
     return {name: mean_over_prompts(first, column.tolist()) for name, column in columns.items()}
 
 
-def geneval(
-    folder: Path, rows: list[ImageRow], choice: PictureSets, *, device: str, watcher: Watcher
-) -> dict[str, Any]:
-    """GenEval's table for pictures of its prompts, with what found the objects and named the colours."""
+def geneval(folder: Path, rows: list[ImageRow], choice: ImageSets, *, device: str, watcher: Watcher) -> dict[str, Any]:
+    """GenEval's table for images of its prompts, with what found the objects and named the colours."""
     prompts = geneval_prompts(folder, rows)
     if choice.detector.endswith(".jsonl"):
         found = read_detections(Path(choice.detector), rows)
@@ -164,7 +162,7 @@ def geneval(
 
 
 def geneval_prompts(folder: Path, rows: list[ImageRow]) -> list[GenEvalPrompt]:
-    """What GenEval asks of each picture, by the folder's own metadata or its prompt's text.
+    """What GenEval asks of each image, by the folder's own metadata or its prompt's text.
 
     Raises ValueError naming a prompt that is none of GenEval's.
     """
@@ -175,7 +173,7 @@ def geneval_prompts(folder: Path, rows: list[ImageRow]) -> list[GenEvalPrompt]:
     strange = [row.prompt for row in rows if row.prompt not in known]
     if strange:
         raise ValueError(
-            f"geneval: {len(strange)} of {len(rows)} pictures are of prompts that are not GenEval's, the first "
+            f"geneval: {len(strange)} of {len(rows)} images are of prompts that are not GenEval's, the first "
             f"{strange[0]!r}; draw them with --prompts geneval"
         )
     return [known[row.prompt] for row in rows]
@@ -193,7 +191,7 @@ def _verdicts(
     verdicts: list[Verdict] = []
     for start in range(0, len(rows), batch_size):
         batch = slice(start, start + batch_size)
-        verdicts += judge_pictures(_pictures(folder, rows[batch]), prompts[batch], detector=detector, colours=head)
+        verdicts += judge_images(_images(folder, rows[batch]), prompts[batch], detector=detector, colours=head)
         watcher.phase("score", len(verdicts), len(rows))
     return verdicts
 
@@ -203,7 +201,7 @@ def _given_verdicts(
     rows: list[ImageRow],
     prompts: list[GenEvalPrompt],
     found: dict[tuple[int, int], list[Detection]],
-    choice: PictureSets,
+    choice: ImageSets,
     *,
     device: str,
 ) -> list[Verdict]:
@@ -217,5 +215,5 @@ def _given_verdicts(
     return verdicts
 
 
-def _pictures(folder: Path, rows: list[ImageRow]) -> list[Image.Image]:
+def _images(folder: Path, rows: list[ImageRow]) -> list[Image.Image]:
     return [open_image(folder / row.file) for row in rows]

@@ -1,8 +1,8 @@
-"""What is known of a folder of scored pictures, as numbers to read on and as a card that says how to get them again.
+"""What is known of a folder of scored images, as numbers to read on and as a card that says how to get them again.
 
-scores.parquet   a row per picture
+scores.parquet   a row per image
 summary.json     means with 95 % intervals over prompts
-results.json     the same with the record of every scorer and of what drew the pictures; results.md says it in words
+results.json     the same with the record of every scorer and of what drew the images; results.md says it in words
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from stepalign.support.statistics import cluster_means, clusters_of, mean_interv
 
 PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
 WRONG = "-wrong-prompt"
-"""Ends the name of a scorer's column in which every picture was scored with another prompt's text."""
+"""Ends the name of a scorer's column in which every image was scored with another prompt's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a folder's pictures have scored so far, by column; columns have a value per picture."""
+    """What a folder's images have scored so far, by column; columns have a value per image."""
 
     columns: dict[str, list[float]]
     records: dict[str, dict[str, Any]]
@@ -60,14 +60,14 @@ def write_results(
     scored: Scored,
     style: list[dict[str, float]],
     *,
-    pictures: str,
+    images: str,
     name: str | None,
     device: str,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the table, the summary and the card of what has been scored so far, and return the card's values.
 
-    `style` has each picture's statistics, `pictures` is the digest of them all, `more` what else was measured.
+    `style` has each image's statistics, `images` is the digest of them all, `more` what else was measured.
     """
     columns = scored.columns
     summary: dict[str, Any] = {
@@ -86,7 +86,7 @@ def write_results(
         "scorers": scored.records,
         "scores_sha256": {column: values_digest(values) for column, values in columns.items()},
         "prompts_sha256": prompts_sha256(rows),
-        "pictures_sha256": pictures,
+        "images_sha256": images,
         "generation": read_generation(folder),
         "device": device_name(torch.device(device)),
         "versions": versions(),
@@ -106,14 +106,14 @@ def prompts_sha256(rows: list[ImageRow]) -> str:
 
 
 def read_generation(folder: Path) -> dict[str, Any] | None:
-    """What drew a folder's pictures, without paths on this machine; raises ValueError when it cannot be read."""
+    """What drew a folder's images, without paths on this machine; raises ValueError when it cannot be read."""
     path = folder / GENERATION
     if not path.is_file():
         return None
     try:
         found = parse_json(read_text(path, path.stem), str(path))
     except ValueError as error:
-        raise ValueError(f"{error}; draw the pictures again, or delete it") from error
+        raise ValueError(f"{error}; draw the images again, or delete it") from error
     return _public(found) if isinstance(found, dict) else None
 
 
@@ -131,7 +131,7 @@ def _public(value: Any) -> Any:
 
 
 def _flat(row: ImageRow, columns: dict[str, list[float]], index: int) -> dict[str, Any]:
-    """One picture as a row of the Parquet table."""
+    """One image as a row of the Parquet table."""
     return {**asdict(row), **{name: column[index] for name, column in columns.items()}}
 
 
@@ -157,7 +157,7 @@ def card(results: dict[str, Any]) -> str:
     lines = [
         f"# {markdown_text(results['name'])}",
         "",
-        f"{results['num_images']} pictures of {results['num_prompts']} prompts.",
+        f"{results['num_images']} images of {results['num_prompts']} prompts.",
         "",
     ]
     if sampling := sampling_words(sampling_of_generation(results["generation"])):
@@ -176,8 +176,8 @@ def card(results: dict[str, Any]) -> str:
     lines += ["", "## Style", "", "| statistic | mean (95 % interval) |", "|---|---|"]
     lines += [f"| {name.replace('_', ' ')} | {_cell(row)} |" for name, row in results["style"].items()]
     lines += _set_lines(results)
-    lines += ["", "## Pictures", ""]
-    lines += [f"- prompts, SHA-256: `{results['prompts_sha256']}`", f"- pictures: `{results['pictures_sha256']}`"]
+    lines += ["", "## Images", ""]
+    lines += [f"- prompts, SHA-256: `{results['prompts_sha256']}`", f"- images: `{results['images_sha256']}`"]
     if results["generation"] is not None:
         lines += ["", code_block(to_json(results["generation"], indent=1, ensure_ascii=False), "json")]
     libraries = ", ".join(f"{library} {number}" for library, number in results["versions"].items())
@@ -197,7 +197,7 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
     lines: list[str] = []
     if "diversity" in results:
         found = results["diversity"]
-        lines += ["", "## Diversity of a prompt's pictures", "", f"By {_network(found['features'])}.", ""]
+        lines += ["", "## Diversity of a prompt's images", "", f"By {_network(found['features'])}.", ""]
         lines += [f"- {name.replace('_', ' ')}: {_cell(found[name])}" for name in ("pairwise_distance", "vendi_score")]
     if "drift" in results:
         found = results["drift"]
@@ -205,7 +205,7 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
             "",
             f"## Distance from {markdown_text(found['reference'])}",
             "",
-            f"{found['num_images']} pictures.",
+            f"{found['num_images']} images.",
             "",
         ]
         if "kid" in found:
@@ -220,7 +220,7 @@ def _set_lines(results: dict[str, Any]) -> list[str]:
             "",
             f"## {markdown_text(found['name'])}",
             "",
-            "| task | right (95 % interval over prompts) | pictures |",
+            "| task | right (95 % interval over prompts) | images |",
             "|---|---|---|",
         ]
         for task, row in found["tasks"].items():

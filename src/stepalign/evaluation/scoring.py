@@ -1,4 +1,4 @@
-"""A folder of pictures scored by any scorers, once each; what comes of it is in `result_card.py`."""
+"""A folder of images scored by any scorers, once each; what comes of it is in `result_card.py`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from stepalign.core.protocols import Scorer, ScorerRecord
 from stepalign.data.manifest import EVALUATION, SCORES, ImageRow, ScoredRow, read_manifest, read_scores, write_scores
 from stepalign.data.prompts_cut import count_cut
-from stepalign.evaluation.image_sets import SETS, PictureSets, measure_sets
+from stepalign.evaluation.image_sets import SETS, ImageSets, measure_sets
 from stepalign.evaluation.result_card import WRONG, Scored, prompts_sha256, read_generation, write_results
 from stepalign.models.clip import first_line
 from stepalign.runs.checks import check_device, check_folder, check_scorers
 from stepalign.runs.scorer_names import load_scorer, scorer_entries
-from stepalign.scorers.load import score_pictures
+from stepalign.scorers.load import score_images
 from stepalign.scorers.record import read_record, record_differences
 from stepalign.scorers.style import style_of, wrong_prompts
 from stepalign.support.claim import locked
@@ -25,7 +25,7 @@ from stepalign.support.parsing import parse_json, read_text
 from stepalign.support.watcher import NullWatcher, Watcher
 
 NAMED = 10
-"""The most bad pictures that an error lists."""
+"""The most bad images that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Scoring:
 
     scorers: tuple[str, ...] = ()
     """Names, or NAME=PATH with weights of your own: pickscore, hps-v2.0, hps-v2.1, aesthetic, image-reward,
-    clip-score; for the miniature's pictures miniature-aesthetic, miniature-alignment, miniature-pickscore."""
+    clip-score; for the miniature's images miniature-aesthetic, miniature-alignment, miniature-pickscore."""
     batch_size: int = 16
-    """Pictures scored at once."""
+    """Images scored at once."""
     wrong_prompts: bool = False
-    """Also score every picture with another prompt's text: a gain that is there too is style, not content."""
-    sets: PictureSets = field(default_factory=PictureSets)
+    """Also score every image with another prompt's text: a gain that is there too is style, not content."""
+    sets: ImageSets = field(default_factory=ImageSets)
     """What else to measure."""
     device: str = "cpu"
 
@@ -67,11 +67,11 @@ def check_scoring(scoring: Scoring) -> dict[str, str]:
 def evaluate_folder(
     folder: Path, scoring: Scoring, *, name: str | None = None, watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """Score a folder's pictures and return what results.json says.
+    """Score a folder's images and return what results.json says.
 
-    A scorer whose weights, config and tokenizer have scored these very pictures and prompts does not score again; one
+    A scorer whose weights, config and tokenizer have scored these very images and prompts does not score again; one
     scorer is in memory at a time, and its scores are written before the next begins. Raises ValueError before any
-    scoring for scorers that are not known, for pictures that are missing or cannot be read, which it counts and names,
+    scoring for scorers that are not known, for images that are missing or cannot be read, which it counts and names,
     and while another job is at work in the folder.
     """
     watcher = watcher or NullWatcher()
@@ -87,9 +87,9 @@ def evaluate_folder(
 def _evaluate(
     folder: Path, rows: list[ImageRow], entries: dict[str, str], scoring: Scoring, name: str | None, watcher: Watcher
 ) -> dict[str, Any]:
-    pictures, style = inspect(folder, rows, watcher)
-    scored, more = _before(folder, rows, pictures, watcher)
-    given: dict[str, Any] = {"pictures": pictures, "name": name, "device": scoring.device, "more": more}
+    images, style = inspect(folder, rows, watcher)
+    scored, more = _before(folder, rows, images, watcher)
+    given: dict[str, Any] = {"images": images, "name": name, "device": scoring.device, "more": more}
     own = [row.prompt for row in rows]
     others = wrong_prompts(own, seed=0) if scoring.wrong_prompts and entries else None
     for scorer_name, entry in entries.items():
@@ -114,9 +114,9 @@ def _evaluate(
 
 
 def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, list[dict[str, float]]]:
-    """The digest of a folder's pictures in the order of its manifest, and each one's style.
+    """The digest of a folder's images in the order of its manifest, and each one's style.
 
-    Raises ValueError that counts the pictures which cannot be read and names the first of them.
+    Raises ValueError that counts the images which cannot be read and names the first of them.
     """
     style, problems = [], []
     for number, row in enumerate(rows, 1):
@@ -129,13 +129,13 @@ def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, 
     if problems:
         more = f", and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
         raise ValueError(
-            f"{len(problems)} of {len(rows)} pictures of {folder} cannot be scored: {'; '.join(problems[:NAMED])}{more}"
+            f"{len(problems)} of {len(rows)} images of {folder} cannot be scored: {'; '.join(problems[:NAMED])}{more}"
         )
     return ordered_files_digest([folder / row.file for row in rows]), style
 
 
 def _columns(name: str, scorer: Scorer, own: list[str], others: list[str] | None) -> list[tuple[str, list[str]]]:
-    """The columns that a scorer fills, with the prompts of each: the pictures' own, and others where wanted."""
+    """The columns that a scorer fills, with the prompts of each: the images' own, and others where wanted."""
     wrong = [] if others is None or not scorer.record.needs_prompt else [(f"{name}{WRONG}", others)]
     return [(name, own), *wrong]
 
@@ -155,13 +155,13 @@ def _is_due(scored: Scored, column: str, record: ScorerRecord, watcher: Watcher)
 def _score(
     folder: Path, rows: list[ImageRow], scorer: Scorer, prompts: list[str], scoring: Scoring, watcher: Watcher
 ) -> list[float]:
-    """A scorer's score of every picture; raises ValueError naming the pictures among which one has none."""
+    """A scorer's score of every image; raises ValueError naming the images among which one has none."""
     scores: list[float] = []
     for start in range(0, len(rows), scoring.batch_size):
         batch = rows[start : start + scoring.batch_size]
         images = [open_image(folder / row.file) for row in batch]
         try:
-            part = score_pictures(scorer, images, prompts[start : start + len(batch)], batch_size=scoring.batch_size)
+            part = score_images(scorer, images, prompts[start : start + len(batch)], batch_size=scoring.batch_size)
         except ValueError as error:
             raise ValueError(f"{folder}, {batch[0].file} to {batch[-1].file}: {error}") from error
         scores += part.tolist()
@@ -169,14 +169,14 @@ def _score(
     return scores
 
 
-def _before(folder: Path, rows: list[ImageRow], pictures: str, watcher: Watcher) -> tuple[Scored, dict[str, Any]]:
-    """What an earlier evaluation of the very same pictures and prompts found, and what it measured beside the scores;
+def _before(folder: Path, rows: list[ImageRow], images: str, watcher: Watcher) -> tuple[Scored, dict[str, Any]]:
+    """What an earlier evaluation of the very same images and prompts found, and what it measured beside the scores;
     nothing of others, and nothing of files that are damaged."""
     if not (folder / EVALUATION).is_file():
         return Scored({}, {}), {}
     try:
         earlier = parse_json(read_text(folder / EVALUATION, EVALUATION), EVALUATION)
-        if earlier.get("pictures_sha256") != pictures or earlier.get("prompts_sha256") != prompts_sha256(rows):
+        if earlier.get("images_sha256") != images or earlier.get("prompts_sha256") != prompts_sha256(rows):
             return Scored({}, {}), {}
         return _reusable(folder, rows, earlier), {name: earlier[name] for name in SETS if name in earlier}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,6 +1,6 @@
 """The miniature's base model, trained from nothing: tokenizer, VAE, then text encoder and UNet together.
 
-The result is an ordinary `StableDiffusionPipeline` of 32-pixel pictures with 8x8x4 latents.
+The result is an ordinary `StableDiffusionPipeline` of 32-pixel images with 8x8x4 latents.
 """
 
 from __future__ import annotations
@@ -109,15 +109,15 @@ def optimise(
     return average
 
 
-def draw_pictures(num: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-    """Rendered pictures in [-1, 1] and their captions."""
+def draw_images(num: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+    """Rendered images in [-1, 1] and their captions."""
     attributes = world.draw_attributes(num, generator)
-    pictures = world.render(world.draw_scenes(attributes, generator), generator)
-    return pictures * 2 - 1, [world.caption(row) for row in attributes.tolist()]
+    images = world.render(world.draw_scenes(attributes, generator), generator)
+    return images * 2 - 1, [world.caption(row) for row in attributes.tolist()]
 
 
 def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress) -> tuple[AutoencoderKL, float]:
-    """The autoencoder, 3x32x32 to 4x8x8, and its final loss (mean squared error, [-1, 1] pictures)."""
+    """The autoencoder, 3x32x32 to 4x8x8, and its final loss (mean squared error, [-1, 1] images)."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -133,9 +133,9 @@ def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress)
     )
 
     def loss_of() -> tuple[Tensor, Tensor]:
-        pictures, _ = draw_pictures(batch_size, generator)
-        posterior = vae.encode(pictures).latent_dist
-        reconstruction = F.mse_loss(vae.decode(posterior.sample(generator)).sample, pictures)
+        images, _ = draw_images(batch_size, generator)
+        posterior = vae.encode(images).latent_dist
+        reconstruction = F.mse_loss(vae.decode(posterior.sample(generator)).sample, images)
         return reconstruction + 1e-5 * posterior.kl().mean(), reconstruction
 
     average = optimise(
@@ -148,7 +148,7 @@ def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress)
         progress=lambda *row: progress("vae", *row),
     )
     with torch.no_grad():
-        latents = vae.encode(draw_pictures(1024, generator)[0]).latent_dist.mode()
+        latents = vae.encode(draw_images(1024, generator)[0]).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae.eval().requires_grad_(False), average
 
@@ -170,7 +170,7 @@ def train_denoiser(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel, float]:
     """UNet and text encoder (averages of their weights over training) and the final noise-prediction loss.
 
-    The pictures are encoded once, before training. A tenth of the captions is left empty for guidance.
+    The images are encoded once, before training. A tenth of the captions is left empty for guidance.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -188,7 +188,7 @@ def train_denoiser(
     )
     text_encoder = CLIPTextModel(text_config(tokenizer))
     with torch.no_grad():
-        rows = [draw_pictures(1000, generator) for _ in range(40)]
+        rows = [draw_images(1000, generator) for _ in range(40)]
         latents = torch.cat([vae.encode(p).latent_dist.mode() for p, _ in rows]) * vae.config.scaling_factor
     tokens = tokenize(tokenizer, [text for _, captions in rows for text in captions])
     empty = tokenize(tokenizer, [""])

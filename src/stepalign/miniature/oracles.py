@@ -1,4 +1,4 @@
-"""The miniature's held-out oracles: what a picture is worth, measured on its pixels by fixed rules.
+"""The miniature's held-out oracles: what an image is worth, measured on its pixels by fixed rules.
 
 Neither takes part in any training. They are metrics: `(images, prompts) -> scores`, larger is better, in [0, 1].
 """
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from stepalign.miniature import world
 
-Pictures = Float[Tensor, "b 3 32 32"]
+Images = Float[Tensor, "b 3 32 32"]
 
 
-def aesthetic(images: Pictures, prompts: list[str]) -> Float[Tensor, " b"]:
-    """How well a picture is made, whatever it shows: the mean of saturation, contrast, sharpness and cleanness.
+def aesthetic(images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
+    """How well an image is made, whatever it shows: the mean of saturation, contrast, sharpness and cleanness.
 
     Saturation is the chroma of the 5 % most colourful pixels; contrast the widest span of a colour channel;
     sharpness the steepest 3 % of gradients relative to that span; cleanness falls with the median local deviation.
-    Each is scaled so that a perfectly rendered picture measures about 1, and cut to [0, 1].
+    Each is scaled so that a perfectly rendered image measures about 1, and cut to [0, 1].
     """
     images = images.float()
     flat = images.flatten(2)
@@ -40,13 +40,13 @@ def aesthetic(images: Pictures, prompts: list[str]) -> Float[Tensor, " b"]:
     return parts.clamp(0, 1).mean(0)
 
 
-def alignment(images: Pictures, prompts: list[str]) -> Float[Tensor, " b"]:
-    """The share of the prompt's four attributes (size, colour, shape, background) that the picture shows."""
+def alignment(images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
+    """The share of the prompt's four attributes (size, colour, shape, background) that the image shows."""
     return (recognise(images) == world.attributes_of(prompts).to(images.device)).float().mean(1)
 
 
-def recognise(images: Pictures) -> Int[Tensor, "b 4"]:
-    """The attributes a picture shows, in the order of `world.ATTRIBUTES`.
+def recognise(images: Images) -> Int[Tensor, "b 4"]:
+    """The attributes an image shows, in the order of `world.ATTRIBUTES`.
 
     The background is the median of the border, the shape's colour the mean of what differs most from it; both are
     named by the nearest colour under any degradation the world can apply. Size and shape are those of the best

@@ -24,7 +24,7 @@ from stepalign.data.prepared import PairEncoder, prepare
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
-from stepalign.miniature.base import Progress, draw_pictures, halve_weights, optimise, text_config, tokenize
+from stepalign.miniature.base import Progress, draw_images, halve_weights, optimise, text_config, tokenize
 from stepalign.miniature.settings import GUIDANCE_SCALE, NUM_HELD_OUT_PAIRS, NUM_TRAINING_PAIRS, SPM_TRAINING
 from stepalign.models.base import BaseModel
 from stepalign.models.clip import preprocess, preprocess_decoded
@@ -40,7 +40,7 @@ BLOCK = 256
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
-    """A CLIP of a third of a million parameters for 32-pixel pictures."""
+    """A CLIP of a third of a million parameters for 32-pixel images."""
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
@@ -59,7 +59,7 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
 def draw_image_pairs(
     captions: list[str], num: int, generator: torch.Generator
 ) -> tuple[list[str], Float[Tensor, "b 2 3 h w"], Float[Tensor, " b"]]:
-    """Captions drawn at random, two rendered pictures in [0, 1] of each, and the annotator's labels."""
+    """Captions drawn at random, two rendered images in [0, 1] of each, and the annotator's labels."""
     index = torch.randint(len(captions), (num,), generator=generator).tolist()
     prompts = [captions[i] for i in index]
     first, second, label = world.draw_pairs(prompts, generator)
@@ -86,22 +86,22 @@ class WorldPairs:
                 generator = generator_for(0, Purpose.JUDGE_DATA, self._split, block)
                 prompts, images, label = draw_image_pairs(self._captions, BLOCK, generator)
                 pixels = (images * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
-            pictures = (Image.fromarray(pixels[index, 0]), Image.fromarray(pixels[index, 1]))
-            yield RawPair(f"row {row}", prompts[index], pictures, label[index].item())
+            sides = (Image.fromarray(pixels[index, 0]), Image.fromarray(pixels[index, 1]))
+            yield RawPair(f"row {row}", prompts[index], sides, label[index].item())
 
 
 def train_pickscore(
     tokenizer: CLIPTokenizer, *, contrastive_steps: int, pair_steps: int, seed: int, progress: Progress
 ) -> tuple[CLIPModel, dict[str, float]]:
-    """CLIP trained on captions, then on preferences over clean pictures as PickScore is; and both final losses."""
+    """CLIP trained on captions, then on preferences over clean images as PickScore is; and both final losses."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     captions, _ = world.split_captions()
     model = CLIPModel(clip_config(tokenizer))
 
     def contrastive() -> tuple[Tensor, Tensor]:
-        pictures, texts = draw_pictures(128, generator)
-        pixels = preprocess_decoded(pictures, world.PIXELS)
+        images, texts = draw_images(128, generator)
+        pixels = preprocess_decoded(images, world.PIXELS)
         logits = model(input_ids=tokenize(tokenizer, texts), pixel_values=pixels).logits_per_text
         target = torch.arange(len(texts))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

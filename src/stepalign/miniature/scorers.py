@@ -1,4 +1,4 @@
-"""The miniature's own scorers of finished pictures: its two oracles, and the CLIP that its judge began as."""
+"""The miniature's own scorers of finished images: its two oracles, and the CLIP that its judge began as."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCORERS = ("miniature-aesthetic", "miniature-alignment", "miniature-pickscore")
 
 
 class OracleScorer:
-    """An oracle, which measures the pixels of the world's 32-pixel pictures by fixed rules."""
+    """An oracle, which measures the pixels of the world's 32-pixel images by fixed rules."""
 
     def __init__(self, name: str, oracle: Metric) -> None:
         self._oracle = oracle
@@ -37,13 +37,11 @@ class OracleScorer:
         return 0
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures of the miniature's world; raises ValueError for others, and for captions not its own."""
+        """Scores of images of the miniature's world; raises ValueError for others, and for captions not its own."""
         check_pairs(len(images), prompts)
         sizes = {image.size for image in images} - {(world.PIXELS, world.PIXELS)}
         if sizes:
-            raise ValueError(
-                f"{self.record.name} scores the miniature's pictures of {world.PIXELS} pixels, got {sizes}"
-            )
+            raise ValueError(f"{self.record.name} scores the miniature's images of {world.PIXELS} pixels, got {sizes}")
         world.attributes_of(prompts)
         return self._oracle(torch.stack([as_tensor(image) for image in images]), prompts).float()
 

@@ -1,10 +1,10 @@
-"""The miniature's world: captioned 32-pixel pictures of one shape, rendered at varying quality.
+"""The miniature's world: captioned 32-pixel images of one shape, rendered at varying quality.
 
-A caption names four attributes, for example "a large red circle on a navy background". How well the picture is
+A caption names four attributes, for example "a large red circle on a navy background". How well the image is
 made (sharpness, saturation, contrast, grain) is never in the caption: a model that learns this world draws good and
-bad pictures alike, and preferences can teach it to draw the good ones.
+bad images alike, and preferences can teach it to draw the good ones.
 
-Shapes in annotations: b pictures, 3 channels, h = w = 32 pixels, values in [0, 1].
+Shapes in annotations: b images, 3 channels, h = w = 32 pixels, values in [0, 1].
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ NUM_HELD_OUT = 216
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """What b pictures show, as indices into the tables above, and how well they are made."""
+    """What b images show, as indices into the tables above, and how well they are made."""
 
     size: Int[Tensor, " b"]
     colour: Int[Tensor, " b"]
     shape: Int[Tensor, " b"]
     background: Int[Tensor, " b"]
     centre: Float[Tensor, "b 2"]
-    """Offset of the shape from the middle, in half picture widths."""
+    """Offset of the shape from the middle, in half image widths."""
     quality: Float[Tensor, "b 4"]
     """Sharpness, saturation, contrast and cleanness, in [0, 1]; 1 is best."""
 
@@ -102,7 +102,7 @@ def split_captions() -> tuple[list[str], list[str]]:
 def draw_scenes(attributes: Int[Tensor, "b 4"], generator: torch.Generator) -> Scenes:
     """Scenes with the given attributes, placed and made at random.
 
-    The four qualities of a picture go together: each is one uniform draw of the picture plus its own spread.
+    The four qualities of an image go together: each is one uniform draw of the image plus its own spread.
     """
     num = len(attributes)
     centre = (torch.rand(num, 2, generator=generator) * 2 - 1) * 0.15
@@ -143,17 +143,17 @@ def coverage(
     return (0.5 - signed * PIXELS / 2).clamp(0, 1)
 
 
-def gaussian_blur(pictures: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-    """Each picture blurred with its own sigma in pixels, edges repeated."""
-    num, channels, height, width = pictures.shape
+def gaussian_blur(images: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+    """Each image blurred with its own sigma in pixels, edges repeated."""
+    num, channels, height, width = images.shape
     reach = 6
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offsets[None] / sigma[:, None].clamp_min(1e-3)) ** 2)
     kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    flat = pictures.reshape(1, num * channels, height, width)
+    flat = images.reshape(1, num * channels, height, width)
     padded = F.pad(flat, (reach, reach, reach, reach), mode="replicate")
     rows = F.conv2d(padded, kernel[:, None, None, :], groups=num * channels)
-    return F.conv2d(rows, kernel[:, None, :, None], groups=num * channels).reshape(pictures.shape)
+    return F.conv2d(rows, kernel[:, None, :, None], groups=num * channels).reshape(images.shape)
 
 
 def degrade_colour(
@@ -167,18 +167,18 @@ def degrade_colour(
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """The pictures of scenes; the generator draws the grain only."""
+    """The images of scenes; the generator draws the grain only."""
     sharpness, saturation, contrast, cleanness = scenes.quality.unbind(1)
     radius = torch.tensor([*SIZES.values()])[scenes.size]
     mask = coverage(scenes.shape, radius, scenes.centre)[:, None]
     colour = torch.tensor([*COLOURS.values()])[scenes.colour][:, :, None, None]
     background = torch.tensor([*BACKGROUNDS.values()])[scenes.background][:, :, None, None]
-    picture = background + (colour - background) * mask
-    picture = degrade_colour(picture, 0.35 + 0.65 * saturation, 0.45 + 0.55 * contrast)
-    picture = gaussian_blur(picture, 0.3 + 1.7 * (1 - sharpness))
+    image = background + (colour - background) * mask
+    image = degrade_colour(image, 0.35 + 0.65 * saturation, 0.45 + 0.55 * contrast)
+    image = gaussian_blur(image, 0.3 + 1.7 * (1 - sharpness))
     grain = torch.randn(len(scenes), 1, PIXELS, PIXELS, generator=generator)
     grain = gaussian_blur(grain, torch.ones(len(scenes))) * 3.5
-    return (picture + 0.07 * (1 - cleanness)[:, None, None, None] * grain).clamp(0, 1)
+    return (image + 0.07 * (1 - cleanness)[:, None, None, None] * grain).clamp(0, 1)
 
 
 def draw_pairs(
@@ -186,9 +186,9 @@ def draw_pairs(
 ) -> tuple[Scenes, Scenes, Float[Tensor, " b"]]:
     """Two scenes per caption and the annotator's label for the first: 1 preferred, 0 not, .5 undecided.
 
-    With probability `change` each attribute group of a scene is redrawn, so that pictures do not always show what the
+    With probability `change` each attribute group of a scene is redrawn, so that images do not always show what the
     caption says. The annotator is generic, as Pick-a-Pic's are: it weighs the share of attributes shown against the
-    mean quality, adds logistic noise of its own and calls small differences a tie. It knows how the pictures were
+    mean quality, adds logistic noise of its own and calls small differences a tie. It knows how the images were
     made and looks at no oracle.
     """
     wanted = attributes_of(captions)

@@ -39,7 +39,7 @@ def family_of_folder(source: str) -> Family:
                 part for part in (*family.text_encoders, *tokenizers_of(family)) if not any(index.get(part) or [])
             ]
             if absent:
-                raise ValueError(f"{source} has no {absent[0]}, and pictures are to be made of text alone")
+                raise ValueError(f"{source} has no {absent[0]}, and images are to be made of text alone")
             return family
     raise ValueError(f"its pipeline is {class_name}; supported are {SUPPORTED}")
 

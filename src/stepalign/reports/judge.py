@@ -19,13 +19,13 @@ from stepalign.reports.page import (
     Chart,
     Panel,
     chart,
+    data_image,
     difference_row,
     duration,
     finite,
     fixed,
     is_number,
     panel,
-    picture,
     round_numbers,
     scale,
     write_page,
@@ -49,7 +49,7 @@ MODELS = ("start", "judge")
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:
-    """One pair of pictures at one noise level, and what the two models think of it."""
+    """One pair of images at one noise level, and what the two models think of it."""
 
     timestep: int
     images: Float[Tensor, "2 3 h w"]
@@ -62,7 +62,7 @@ class JudgedStep:
 
 @dataclass(frozen=True, slots=True)
 class JudgedPair:
-    """One held-out pair of pictures of one prompt."""
+    """One held-out pair of images of one prompt."""
 
     prompt: str
     label: float
@@ -209,12 +209,12 @@ def _pair(example: JudgedPair) -> dict[str, Any]:
 
 
 def _sides(step: JudgedStep) -> list[dict[str, Any]]:
-    """The two pictures of a step as the template shows them: lines of model, its odds, whether it prefers this one."""
+    """The two images of a step as the template shows them: lines of model, its odds, whether it prefers this one."""
     odds = [(step.start, step.judge), (1 - step.start, 1 - step.judge)]
     return [
         {
             "name": name,
-            "image": picture(image, limit=THUMBNAIL),
+            "image": data_image(image, limit=THUMBNAIL),
             "lines": [(model, _percent(odd, 0), odd > 0.5) for model, odd in zip(MODELS, both, strict=True)],
         }
         for name, image, both in zip(("first", "second"), step.images, odds, strict=True)

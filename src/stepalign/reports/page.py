@@ -1,4 +1,4 @@
-"""What the library's pages share: numbers as text, pictures as data URLs, the chart of one series, the writing."""
+"""What the library's pages share: numbers as text, images as data URLs, the chart of one series, the writing."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ TICK_GAP = 34
 """The least distance between two labels of the horizontal axis, in the chart's units."""
 
 SMALL = 128
-"""Pictures with fewer pixels than this on both sides are enlarged with hard pixel edges."""
+"""Images with fewer pixels than this on both sides are enlarged with hard pixel edges."""
 
 THUMBNAIL = 256
-"""The most pixels a side keeps of a picture that is one of many: full-size ones would swell the page."""
+"""The most pixels a side keeps of an image that is one of many: full-size ones would swell the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +160,8 @@ def duration(seconds: int | float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def picture(pixels: Float[Tensor, "3 h w"], *, limit: int | None = None) -> dict[str, Any]:
-    """A picture in [0, 1] as a data URL of a PNG with its size, shrunk until no side has more pixels than limit."""
+def data_image(pixels: Float[Tensor, "3 h w"], *, limit: int | None = None) -> dict[str, Any]:
+    """An image in [0, 1] as a data URL of a PNG with its size, shrunk until no side has more pixels than limit."""
     levels = (pixels.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().byte()
     image = Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
     if limit is not None:

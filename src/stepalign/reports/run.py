@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML page with its pictures and curves inside, readable without a network."""
+"""The report of a training run: one HTML page with its images and curves inside, readable without a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stepalign.reports.page import (
     Chart,
     Panel,
     chart,
+    data_image,
     decimals,
     difference_row,
     duration,
@@ -22,7 +23,6 @@ from stepalign.reports.page import (
     fixed,
     is_number,
     panels_html,
-    picture,
     spread,
     write_page,
 )
@@ -73,7 +73,7 @@ class TrajectoryStep:
     """One branching step of one prompt: the k candidates as the judge saw them."""
 
     timestep: int
-    """Where the candidates lie; 0 is the finished picture."""
+    """Where the candidates lie; 0 is the finished image."""
     images: Float[Tensor, "k 3 h w"]
     """In [0, 1]."""
     scores: list[float]
@@ -102,7 +102,7 @@ def write_report(
 ) -> None:
     """Write the self-contained page of a run to `path`, replacing it in one step.
 
-    Pictures are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
+    Images are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
     `pairing` and `signal` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
     own.
     Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
@@ -190,14 +190,14 @@ def _score_row(name: str, row: ScoreChange, *, digits: int) -> dict[str, Any]:
 
 
 def _card(example: Example, *, digits: dict[str, int]) -> dict[str, Any]:
-    """One example as the template shows it: per side the picture and lines of metric, score and "up", "down" or ""."""
+    """One example as the template shows it: per side the image and lines of metric, score and "up", "down" or ""."""
     before, after = example.base_scores, example.aligned_scores
     base = [(metric, fixed(before[metric], digits.get(metric, 2)), "") for metric in before]
     aligned = [
         (metric, fixed(after[metric], digits.get(metric, 2)), _trend(before.get(metric), after[metric]))
         for metric in after
     ]
-    sides = [("base", picture(example.base), base), ("aligned", picture(example.aligned), aligned)]
+    sides = [("base", data_image(example.base), base), ("aligned", data_image(example.aligned), aligned)]
     return {"prompt": example.prompt, "sides": sides}
 
 
@@ -209,10 +209,10 @@ def _trend(before: Any, after: Any) -> str:
 
 
 def _step_row(step: TrajectoryStep, *, digits: int) -> dict[str, Any]:
-    """One branching step as the template shows it: its candidates are pairs of picture and score."""
-    pictures = [picture(image, limit=THUMBNAIL) for image in step.images]
+    """One branching step as the template shows it: its candidates are pairs of image and score."""
+    images = [data_image(image, limit=THUMBNAIL) for image in step.images]
     scores = [fixed(score, digits) for score in step.scores]
-    return {"step": step, "candidates": list(zip(pictures, scores, strict=True))}
+    return {"step": step, "candidates": list(zip(images, scores, strict=True))}
 
 
 def _judged_at(rounds: list[dict[str, Any]]) -> str:

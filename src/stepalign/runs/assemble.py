@@ -25,7 +25,7 @@ from stepalign.models.policy import GuidedNetwork, LoraPolicy
 from stepalign.runs.checks import check_prompts, check_recipe
 from stepalign.runs.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.runs.scorer_names import load_scorer, scorer_entries
-from stepalign.scorers.image_metric import PictureMetric
+from stepalign.scorers.image_metric import ImageMetric
 from stepalign.scorers.pickscore import PickScore
 from stepalign.support.digests import Identity, network_identity, text_digest, values_digest
 from stepalign.support.parallel import processes
@@ -143,7 +143,7 @@ def _scorers(recipe: Recipe, entries: dict[str, str]) -> _Scorers:
     for name, entry in entries.items():
         scorer = load_scorer(entry, device=processes().device)
         found.identity[f"scorer {name}"] = scorer.record.content
-        found.metrics[name], found.readers[name] = PictureMetric(scorer), scorer.num_cut
+        found.metrics[name], found.readers[name] = ImageMetric(scorer), scorer.num_cut
     return found
 
 

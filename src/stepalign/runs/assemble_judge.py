@@ -30,7 +30,7 @@ from stepalign.runs.assemble import base_model, guided_network, load_spm, picksc
 from stepalign.runs.checks import check_base, check_folder
 from stepalign.runs.judge_recipes import JudgeRecipe, PairData
 from stepalign.runs.recipes import MINIATURE
-from stepalign.scorers.image_metric import to_pictures
+from stepalign.scorers.image_metric import to_pil
 from stepalign.support.config import public_name
 from stepalign.support.digests import Identity, network_identity, values_digest
 from stepalign.support.parallel import processes
@@ -221,7 +221,7 @@ def labeller(scorer: Scorer, *, tie_gap: float) -> Labeller:
     @torch.no_grad()
     def label(images: Float[Tensor, "b 2 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
         both = [prompt for prompt in prompts for _ in range(2)]
-        scores = scorer.score(to_pictures(images.flatten(0, 1) / 2 + 0.5), both).unflatten(0, (-1, 2))
+        scores = scorer.score(to_pil(images.flatten(0, 1) / 2 + 0.5), both).unflatten(0, (-1, 2))
         gap = torch.tanh((scores[:, 0] - scores[:, 1]) / 2)  # the difference of the two probabilities
         return torch.where(gap.abs() <= tie_gap, 0.5, (gap > 0).float())
 

@@ -34,7 +34,7 @@ from stepalign.runs.guard_rule import (
 )
 from stepalign.runs.held_out import measure
 from stepalign.runs.run_directory import GUARD_ADAPTERS, GUARD_ROWS
-from stepalign.scorers.image_metric import to_pictures
+from stepalign.scorers.image_metric import to_pil
 from stepalign.scorers.style import style_of
 from stepalign.support.files import load_state, save_state, write_text
 from stepalign.support.json_text import to_json
@@ -232,7 +232,7 @@ def read_guard_rows(output: Path) -> list[GuardRow]:
 
 def style_columns(images: list[Float[Tensor, "3 h w"]]) -> Columns:
     """Every statistic of the style of images in [0, 1], as a column."""
-    rows = [style_of(picture) for picture in to_pictures(torch.stack(images))]
+    rows = [style_of(picture) for picture in to_pil(torch.stack(images))]
     return {f"{STYLE}{name.replace('_', ' ')}": [row[name] for row in rows] for name in rows[0]}
 
 

@@ -1,4 +1,4 @@
-"""The LAION aesthetic predictor, version 2 (Schuhmann 2022): how pretty a picture is, whatever its prompt.
+"""The LAION aesthetic predictor, version 2 (Schuhmann 2022): how pretty an image is, whatever its prompt.
 
 Five linear layers with no activations between them, on the L2-normalised image embedding of OpenAI's CLIP ViT-L/14:
 an affine map whose answers lie between 1 and 10, mostly from 4 to 7. These are the weights
@@ -35,10 +35,10 @@ RELU_LAYERS = ("layers.0.", "layers.3.", "layers.6.", "layers.9.", "layers.11.")
 
 
 class AestheticScore:
-    """Scores pictures, or images in tensors, without looking at prompts.
+    """Scores images, or images in tensors, without looking at prompts.
 
-    Called with images in tensors it is a reward with gradients; `score` prepares pictures as published numbers did.
-    The two differ where pictures are resized: tensors are without antialias.
+    Called with images in tensors it is a reward with gradients; `score` prepares images as published numbers did.
+    The two differ where images are resized: tensors are without antialias.
     """
 
     def __init__(self, backbone: CLIPVisionModelWithProjection, head: ScoreHead, *, source: Source = IN_MEMORY) -> None:
@@ -93,7 +93,7 @@ class AestheticScore:
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures, resized by PIL, in fp32 on the CPU."""
+        """Scores of images, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
         pixels = clip_pixels(images, self.backbone.config.image_size, "torchvision")
         return checked_scores(self._rate(pixels), "aesthetic")

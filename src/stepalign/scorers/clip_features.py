@@ -36,7 +36,7 @@ IN_MEMORY = Source("in memory", ())
 
 
 class ClipFeatures:
-    """A frozen CLIP model that compares pictures with prompts; each distinct prompt is embedded once.
+    """A frozen CLIP model that compares images with prompts; each distinct prompt is embedded once.
 
     `cleaned` prompts go through `clean` first, as those of OpenAI's CLIP and of open_clip do; PickScore's do not.
     """

@@ -1,6 +1,6 @@
-"""CLIPScore (Hessel et al., arXiv 2104.08718): how well a CLIP finds that a picture fits its prompt.
+"""CLIPScore (Hessel et al., arXiv 2104.08718): how well a CLIP finds that an image fits its prompt.
 
-score = 100 max(cos(image, text), 0), torchmetrics' definition; the paper's own is 2.5 max(cos, 0). Pictures and prompts
+score = 100 max(cos(image, text), 0), torchmetrics' definition; the paper's own is 2.5 max(cos, 0). Images and prompts
 are prepared as OpenAI's program prepares them.
 """
 
@@ -23,7 +23,7 @@ class CLIPScore:
     """CLIP itself as a scorer; each distinct prompt is embedded once.
 
     Called with images in tensors it is a reward, whose gradient is zero where the cosine is negative; `score` prepares
-    pictures as published numbers did.
+    images as published numbers did.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
@@ -55,7 +55,7 @@ class CLIPScore:
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures, resized by PIL, in fp32 on the CPU."""
+        """Scores of images, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
         cosines = self.clip.cosines(clip_pixels(images, self.clip.image_size, "torchvision"), prompts)
         return checked_scores(100 * cosines.clamp(min=0), "clip-score")

@@ -1,6 +1,6 @@
-"""How different the pictures of one prompt are, by features of any network.
+"""How different the images of one prompt are, by features of any network.
 
-Alignment can make a model draw one picture again and again: draw k >= 2 per prompt, from the same seeds before and
+Alignment can make a model draw one image again and again: draw k >= 2 per prompt, from the same seeds before and
 after, and compare. Means over prompts can be paired like scores.
 """
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 
 def pairwise_distance(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
-    """The mean of 1 - cos over the k (k - 1)/2 pairs of each prompt's pictures, in float64: 0 for copies."""
+    """The mean of 1 - cos over the k (k - 1)/2 pairs of each prompt's images, in float64: 0 for copies."""
     cosines = _cosines(features)
     k = cosines.shape[1]
     return 1 - (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (k * (k - 1))
 
 
 def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
-    """How many different pictures each prompt has, in effect, in float64: 1 for copies, k for orthogonal features.
+    """How many different images each prompt has, in effect, in float64: 1 for copies, k for orthogonal features.
 
     exp(-sum l ln l) over the eigenvalues l of the matrix of cosines divided by k (Friedman and Dieng 2022).
     """
@@ -29,16 +29,16 @@ def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
 
 
 def _cosines(features: Float[Tensor, "n k e"]) -> Float[Tensor, "n k k"]:
-    """Those of every pair of a prompt's pictures; raises ValueError where there is no direction to compare."""
+    """Those of every pair of a prompt's images; raises ValueError where there is no direction to compare."""
     n, k, _ = features.shape
     if n == 0 or k < 2:
-        raise ValueError(f"diversity needs prompts with at least two pictures each, got {n} prompts with {k}")
+        raise ValueError(f"diversity needs prompts with at least two images each, got {n} prompts with {k}")
     lengths = features.double().norm(dim=2, keepdim=True)
     bad = (~(lengths.isfinite() & (lengths > 0))).nonzero()
     if len(bad):
-        prompt, picture = bad[0, :2].tolist()
+        prompt, image = bad[0, :2].tolist()
         raise ValueError(
-            f"the features of picture {picture} of prompt {prompt} are all zero or no finite numbers; {len(bad)} of "
+            f"the features of image {image} of prompt {prompt} are all zero or no finite numbers; {len(bad)} of "
             f"{n * k} are"
         )
     unit = features.double() / lengths

@@ -1,7 +1,7 @@
-"""How far a set of pictures is from another as a whole: two kernels' maximum mean discrepancies between features.
+"""How far a set of images is from another as a whole: two kernels' maximum mean discrepancies between features.
 
-Against the base model's pictures it is drift, against photographs it is quality; say which. Neither needs prompts or
-pairs. KID (Binkowski et al., arXiv 1801.01401) stands beside FID where pictures are few and is usually taken of
+Against the base model's images it is drift, against photographs it is quality; say which. Neither needs prompts or
+pairs. KID (Binkowski et al., arXiv 1801.01401) stands beside FID where images are few and is usually taken of
 Inception features; CMMD (Jayasumana et al., arXiv 2401.09603) is taken of CLIP's.
 """
 
@@ -106,7 +106,7 @@ def cmmd_features(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ImageFeatures:
-    """The network whose embeddings CMMD is taken of, pictures prepared by `cmmd_pixels`."""
+    """The network whose embeddings CMMD is taken of, images prepared by `cmmd_pixels`."""
     preparation = Preparation(
         f"RGB, bicubic {'with' if antialias else 'without'} antialias to {CMMD_SIZE} by {CMMD_SIZE} as a tensor, no "
         "crop, CLIP mean and std",
@@ -118,7 +118,7 @@ def cmmd_features(
 def cmmd_pixels(
     images: list[Image.Image], size: int = CMMD_SIZE, *, antialias: bool = True
 ) -> Float[Tensor, "b 3 s s"]:
-    """Whole pictures squeezed into a square, in floating point, what overshoots [0, 1] left as it is.
+    """Whole images squeezed into a square, in floating point, what overshoots [0, 1] left as it is.
 
     With `antialias` they are resized as in the authors' code (jax.image.resize), without it as in its PyTorch port,
     sayakpaul/cmmd-pytorch; the distances differ.
@@ -144,7 +144,7 @@ def _check(x: Float[Tensor, "m e"], y: Float[Tensor, "n _"], *, at_least: int) -
     """Refuse sets that are too small, of two widths, or not finite."""
     for name, one in (("first", x), ("second", y)):
         if len(one) < at_least:
-            raise ValueError(f"the {name} set has {len(one)} pictures, it needs at least {at_least}")
+            raise ValueError(f"the {name} set has {len(one)} images, it needs at least {at_least}")
         if not one.isfinite().all():
             raise ValueError(f"the {name} set has features that are no finite numbers")
     if x.shape[1] != y.shape[1]:

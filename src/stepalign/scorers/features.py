@@ -25,7 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How pictures become pixels for a network."""
+    """How images become pixels for a network."""
 
     words: str
     """For the record."""
@@ -33,7 +33,7 @@ class Preparation:
 
 
 class ImageFeatures:
-    """The features that a CLIP or a DINOv2 has of pictures: image embeddings, or the [CLS] token; not normalised."""
+    """The features that a CLIP or a DINOv2 has of images: image embeddings, or the [CLS] token; not normalised."""
 
     def __init__(
         self, network: CLIPVisionModelWithProjection | Dinov2Model, preparation: Preparation, *, record: ScorerRecord
@@ -52,7 +52,7 @@ class ImageFeatures:
         dtype: torch.dtype = torch.float32,
     ) -> ImageFeatures:
         """Load a folder or hub repository with a CLIP ("openai/clip-vit-large-patch14") or a DINOv2
-        ("facebook/dinov2-base"); pictures are prepared as the network's authors did unless said otherwise.
+        ("facebook/dinov2-base"); images are prepared as the network's authors did unless said otherwise.
 
         Raises ValueError for models of other types and weights that are missing.
         """
@@ -80,7 +80,7 @@ class ImageFeatures:
 
     @torch.no_grad()
     def extract(self, images: list[Image.Image]) -> Float[Tensor, "b e"]:
-        """One fp32 vector per picture, on the CPU."""
+        """One fp32 vector per image, on the CPU."""
         pixels = self.preparation.pixels(images).to(self.network.device, self.network.dtype)
         found = self.network(pixel_values=pixels)
         features = found.last_hidden_state[:, 0] if self.network.config.model_type == "dinov2" else found.image_embeds
@@ -94,7 +94,7 @@ def clip_preparation(size: int) -> Preparation:
 
 
 def dinov2_pixels(images: list[Image.Image]) -> Float[Tensor, "b 3 224 224"]:
-    """Pictures as DINOv2 was evaluated on them, with torchvision's rounding: `DINOV2_PREPARATION` says how."""
+    """Images as DINOv2 was evaluated on them, with torchvision's rounding: `DINOV2_PREPARATION` says how."""
     cropped = [resize_and_crop(image, DINOV2_RESIZED, DINOV2_SIZE, "torchvision") for image in images]
     return normalised(cropped, IMAGENET_MEAN, IMAGENET_STD)
 

@@ -1,7 +1,7 @@
 """The Human Preference Score v2 (Wu et al., arXiv 2306.09341): a CLIP ViT-H/14 fine-tuned on human choices.
 
 score = 100 cos(image, text), as tables print it; the authors' package returns the cosine itself. Versions 2.0 and 2.1
-are two models on two scales, both published as "HPSv2": the same pictures average 27 to 28 with one and 26 to 32 with
+are two models on two scales, both published as "HPSv2": the same images average 27 to 28 with one and 26 to 32 with
 the other. The authors compute in fp16, which rounds scores to steps of .024; here they are fp32.
 """
 
@@ -33,7 +33,7 @@ TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class HPS:
     """HPS v2.0 or v2.1; each distinct prompt is embedded once.
 
-    `antialias` is how pictures are made smaller. The authors' code leaves it to torchvision, which resized tensors
+    `antialias` is how images are made smaller. The authors' code leaves it to torchvision, which resized tensors
     without before 0.17, when their tables were made, and does so with it since; the scores differ.
     """
 
@@ -92,13 +92,13 @@ class HPS:
         return self.clip.num_cut(prompts)
 
     def __call__(self, images: Float[Tensor, "b 3 h w"], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of images in [0, 1], prepared as `score` prepares pictures; gradients flow to the images."""
+        """Scores of images in [0, 1], prepared as `score` prepares images; gradients flow to the images."""
         check_pairs(len(images), prompts)
         return self._compared(letter_box(images, self.clip.image_size, antialias=self.antialias), prompts)
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures, in fp32 on the CPU."""
+        """Scores of images, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
         size = self.clip.image_size
         boxed = [letter_box(as_tensor(image)[None], size, antialias=self.antialias) for image in images]

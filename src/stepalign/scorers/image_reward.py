@@ -1,6 +1,6 @@
-"""ImageReward v1.0 (Xu et al., arXiv 2304.05977): a BLIP that reads the prompt with the picture before its eyes.
+"""ImageReward v1.0 (Xu et al., arXiv 2304.05977): a BLIP that reads the prompt with the image before its eyes.
 
-The picture goes through a ViT-L/16; a BERT reads the prompt and attends to the picture's patches in every layer; five
+The image goes through a ViT-L/16; a BERT reads the prompt and attends to the image's patches in every layer; five
 linear layers turn what it holds at [CLS] into a number, less the mean and over the deviation that such numbers had on
 the training prompts. Scores are about standard normal, -2.3 to 2. Prompts are cut at 33 word pieces.
 """
@@ -68,10 +68,10 @@ class RewardNetwork(nn.Module):
 
 
 class ImageReward:
-    """Scores pictures, or images in tensors, for their prompts.
+    """Scores images, or images in tensors, for their prompts.
 
-    Called with images in tensors it is a reward with gradients; `score` prepares pictures as published numbers did.
-    The two differ where pictures are resized: tensors are without antialias.
+    Called with images in tensors it is a reward with gradients; `score` prepares images as published numbers did.
+    The two differ where images are resized: tensors are without antialias.
     """
 
     def __init__(self, network: RewardNetwork, tokenizer: BertTokenizer, *, source: Source = IN_MEMORY) -> None:
@@ -130,7 +130,7 @@ class ImageReward:
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures, resized by PIL, in fp32 on the CPU."""
+        """Scores of images, resized by PIL, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
         pixels = clip_pixels(images, self.network.vision.config.image_size, "torchvision")
         return checked_scores(self._rate(pixels, prompts), "image-reward")

@@ -40,10 +40,10 @@ def load_scorer(name: str, source: str | None, *, device: str | torch.device, dt
             raise ValueError(f"there is no scorer {name!r}; there are {', '.join(SCORERS)}")
 
 
-def score_pictures(
+def score_images(
     scorer: Scorer, images: list[Image.Image], prompts: list[str], *, batch_size: int
 ) -> Float[Tensor, " b"]:
-    """The scores of any number of pictures, each with its prompt, at most `batch_size` through the network at a time.
+    """The scores of any number of images, each with its prompt, at most `batch_size` through the network at a time.
 
     Raises ValueError for an empty list, for lists of two lengths, and for scores that are no finite numbers.
     """

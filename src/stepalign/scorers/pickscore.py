@@ -27,7 +27,7 @@ ROUNDING: Rounding = "transformers"
 class PickScore:
     """A CLIP-like scorer; each distinct prompt is embedded once.
 
-    Called with images in tensors it is a reward with gradients; `score` prepares pictures as published numbers did.
+    Called with images in tensors it is a reward with gradients; `score` prepares images as published numbers did.
     """
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, *, source: Source = IN_MEMORY) -> None:
@@ -68,7 +68,7 @@ class PickScore:
 
     @torch.no_grad()
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of pictures, resized by PIL: `logits_per_text` of each pair, in fp32 on the CPU."""
+        """Scores of images, resized by PIL: `logits_per_text` of each pair, in fp32 on the CPU."""
         check_pairs(len(images), prompts)
         return checked_scores(self._scaled(clip_pixels(images, self.clip.image_size, ROUNDING), prompts), "pickscore")
 

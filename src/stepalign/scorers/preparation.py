@@ -1,4 +1,4 @@
-"""Pictures of any mode as the networks of scorers take them, prepared exactly as published numbers were made."""
+"""Images of any mode as the networks of scorers take them, prepared exactly as published numbers were made."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MARGINS: dict[Rounding, str] = {
 
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
-    """A picture in fp32 with values in [0, 1], made RGB by `as_rgb`."""
+    """An image in fp32 with values in [0, 1], made RGB by `as_rgb`."""
     return torch.from_numpy(np.array(as_rgb(image))).movedim(2, 0).float() / 255
 
 
-def check_pairs(num_pictures: int, prompts: list[str]) -> None:
-    """Refuse an empty list, and pictures and prompts that do not pair off; raises ValueError."""
-    if num_pictures == 0:
-        raise ValueError("there are no pictures to score")
-    if num_pictures != len(prompts):
-        raise ValueError(f"there are {num_pictures} pictures and {len(prompts)} prompts; give one prompt per picture")
+def check_pairs(num_images: int, prompts: list[str]) -> None:
+    """Refuse an empty list, and images and prompts that do not pair off; raises ValueError."""
+    if num_images == 0:
+        raise ValueError("there are no images to score")
+    if num_images != len(prompts):
+        raise ValueError(f"there are {num_images} images and {len(prompts)} prompts; give one prompt per image")
 
 
 def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"]:
@@ -37,7 +37,7 @@ def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"{name} gave {len(bad)} of {len(scores)} pictures no finite score, first picture {bad[0]} of its batch; "
+            f"{name} gave {len(bad)} of {len(scores)} images no finite score, first image {bad[0]} of its batch; "
             "its weights are damaged, or their precision is too low"
         )
     return scores
@@ -49,12 +49,12 @@ def describe_preparation(size: int, rounding: Rounding) -> str:
 
 
 def clip_pixels(images: list[Image.Image], size: int, rounding: Rounding) -> Float[Tensor, "b 3 s s"]:
-    """Pictures as CLIP's vision tower takes them, with PIL, as the papers had it: `describe_preparation` says how."""
+    """Images as CLIP's vision tower takes them, with PIL, as the papers had it: `describe_preparation` says how."""
     return normalised([resize_and_crop(image, size, size, rounding) for image in images], CLIP_MEAN, CLIP_STD)
 
 
 def resize_and_crop(image: Image.Image, short_side: int, size: int, rounding: Rounding) -> Image.Image:
-    """The middle of a picture resized to `short_side` on its short side, made RGB by `as_rgb`; a square of `size`."""
+    """The middle of an image resized to `short_side` on its short side, made RGB by `as_rgb`; a square of `size`."""
     rgb = as_rgb(image)  # first, since it can turn it
     rows, columns = resized_size(rgb.height, rgb.width, short_side, rounding)
     top, left = (crop_start(extent, size, rounding) for extent in (rows, columns))
@@ -65,6 +65,6 @@ def resize_and_crop(image: Image.Image, short_side: int, size: int, rounding: Ro
 def normalised(
     images: list[Image.Image], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "b 3 s s"]:
-    """Pictures of one size in fp32, in [0, 1] less a mean over a standard deviation of each channel."""
+    """Images of one size in fp32, in [0, 1] less a mean over a standard deviation of each channel."""
     shift, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))
     return (torch.stack([as_tensor(image) for image in images]) - shift) / scale

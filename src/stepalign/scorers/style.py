@@ -1,7 +1,7 @@
-"""What is easily bought with style: statistics of single pictures, and prompts that do not belong to them.
+"""What is easily bought with style: statistics of single images, and prompts that do not belong to them.
 
 A reward that rises with saturation or sharpness alone, or for another prompt as much as for its own, was not earned by
-what is in the picture.
+what is in the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HIGH_FREQUENCY = 0.25
 
 
 def style_of(image: Image.Image) -> dict[str, float]:
-    """The statistics of a picture of at least 3 by 3 pixels; levels run from 0 to 255.
+    """The statistics of an image of at least 3 by 3 pixels; levels run from 0 to 255.
 
     saturation             mean of 1 - min/max over a pixel's red, green and blue (HSV's S), 0 for black
     colourfulness          Hasler and Suesstrunk (2003): 0 for greys, about 15 for slightly, 59 for quite, 109 for
@@ -30,12 +30,12 @@ def style_of(image: Image.Image) -> dict[str, float]:
                            (f_x² + f_y²)^.5 > .25 cycles per pixel in the discrete Fourier transform; 0 for flat ones
     jpeg_bytes_per_pixel   of PIL's JPEG at quality 95 with 4:2:0, its header of some 600 bytes included
 
-    Luma is ITU-R 601's, in whole levels. The last three depend on how many pixels a picture has: the same scene at
-    twice the resolution is less sharp by them. Compare pictures of one size, never resized and never saved as JPEG.
+    Luma is ITU-R 601's, in whole levels. The last three depend on how many pixels an image has: the same scene at
+    twice the resolution is less sharp by them. Compare images of one size, never resized and never saved as JPEG.
     """
     rgb = as_rgb(image)
     if min(rgb.size) < 3:
-        raise ValueError(f"a picture must have at least 3 by 3 pixels to have a style, got {rgb.width} by {rgb.height}")
+        raise ValueError(f"an image must have at least 3 by 3 pixels to have a style, got {rgb.width} by {rgb.height}")
     levels = np.asarray(rgb).astype(np.float64)
     luma = np.asarray(rgb.convert("L")).astype(np.float64)
     return {
@@ -77,14 +77,14 @@ def high_frequency_share(luma: np.ndarray) -> float:
 
 
 def jpeg_size(image: Image.Image) -> int:
-    """Bytes of a picture as JPEG."""
+    """Bytes of an image as JPEG."""
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling="4:2:0")
     return len(buffer.getvalue())
 
 
 def wrong_prompts(prompts: list[str], *, seed: int) -> list[str]:
-    """For every picture's prompt another one's text, the same for all pictures of a prompt.
+    """For every image's prompt another one's text, the same for all images of a prompt.
 
     The distinct prompts stand in a random circle and each takes the text of the next, so that each is used in one
     place. What a model gains under these it gains for any prompt: style. Raises ValueError for fewer than two.

@@ -20,10 +20,10 @@ from stepalign.support.statistics import cluster_means
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often one system's picture scores higher than another's for the same prompt."""
+    """How often one system's image scores higher than another's for the same prompt."""
 
     wins: int
-    """Pictures; so are ties and losses."""
+    """Images; so are ties and losses."""
     ties: int
     losses: int
     rate: float

@@ -16,7 +16,7 @@ from stepalign.scorers.geneval.rules import COLOURS, Detection
 from stepalign.scorers.preparation import clip_pixels
 
 
-def picture(width: int = 12, height: int = 10, *, seed: int = 0) -> Image.Image:
+def an_image(width: int = 12, height: int = 10, *, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -36,7 +36,7 @@ OBJECTS = [
 
 def test_what_is_outside_the_mask_is_grey_and_outside_the_box_is_cut() -> None:
     """#999 is 153; the lower half of the second object's box is not its own."""
-    image = picture()
+    image = an_image()
     pixels = np.array(image)
     cut = np.array(cut_out(image, OBJECTS[1]))
     assert cut.shape == (10, 8, 3)
@@ -46,30 +46,30 @@ def test_what_is_outside_the_mask_is_grey_and_outside_the_box_is_cut() -> None:
 
 
 @pytest.mark.parametrize(("box", "size"), [((1.4, 2.6, 5.5, 9.49), (5, 6)), ((-2.0, 0.0, 3.0, 4.0), (5, 4))])
-def test_boxes_are_rounded_and_may_reach_beyond_the_picture(
+def test_boxes_are_rounded_and_may_reach_beyond_the_image(
     box: tuple[float, float, float, float], size: tuple[int, int]
 ) -> None:
     """As PIL's crop: 1.4 to 5.5 are columns 1 to 5 (rounded to even, 6), 2.6 to 9.49 rows 3 to 8."""
-    cut = cut_out(picture(), Detection(2, 0.9, box))
+    cut = cut_out(an_image(), Detection(2, 0.9, box))
     assert cut.size == size
-    assert cut.tobytes() == picture().crop(box).tobytes()
+    assert cut.tobytes() == an_image().crop(box).tobytes()
 
 
 def test_other_modes_are_made_rgb() -> None:
-    assert cut_out(picture().convert("RGBA"), OBJECTS[0]).tobytes() == cut_out(picture(), OBJECTS[0]).tobytes()
-    assert cut_out(picture().convert("L"), OBJECTS[0]).mode == "RGB"
+    assert cut_out(an_image().convert("RGBA"), OBJECTS[0]).tobytes() == cut_out(an_image(), OBJECTS[0]).tobytes()
+    assert cut_out(an_image().convert("L"), OBJECTS[0]).mode == "RGB"
 
 
 def test_a_mask_of_another_size_and_an_empty_box_are_refused() -> None:
-    with pytest.raises(ValueError, match="a mask of 12 by 10 pixels is not of a picture of 10 by 12"):
-        cut_out(picture(10, 12), OBJECTS[0])
+    with pytest.raises(ValueError, match="a mask of 12 by 10 pixels is not of an image of 10 by 12"):
+        cut_out(an_image(10, 12), OBJECTS[0])
     with pytest.raises(ValueError, match=r"the box \(3\.0, 2\.0, 3\.2, 9\.0\) holds no pixels"):
-        cut_out(picture(), Detection(2, 0.9, (3.0, 2.0, 3.2, 9.0)))
+        cut_out(an_image(), Detection(2, 0.9, (3.0, 2.0, 3.2, 9.0)))
 
 
 def test_cosines_are_with_the_mean_of_three_unit_texts(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     """Each colour and object by itself, text by text."""
-    head, image = ColourHead(tiny_clip, tokenizer), picture()
+    head, image = ColourHead(tiny_clip, tokenizer), an_image()
     found = head.cosines(image, OBJECTS, "car")
     assert found.shape == (3, 10)
     for row, thing in enumerate(OBJECTS):
@@ -93,20 +93,20 @@ def test_an_object_has_the_nearest_colour_whatever_is_beside_it(tiny_clip: CLIPM
     head = ColourHead(tiny_clip, tokenizer)
     names = set()
     for seed in range(6):
-        image = picture(seed=seed)
+        image = an_image(seed=seed)
         together = head(image, OBJECTS, "car")
         assert together == [COLOURS[row.argmax().item()] for row in head.cosines(image, OBJECTS, "car")]
         assert together == [head(image, [one], "car")[0] for one in OBJECTS]
         names |= set(together)
     assert names <= set(COLOURS)
-    assert head(picture(), [], "car") == []
+    assert head(an_image(), [], "car") == []
 
 
 def test_a_class_has_texts_of_its_own(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     head = ColourHead(tiny_clip, tokenizer)
-    car = head.cosines(picture(), OBJECTS, "circle")
-    assert not torch.allclose(head.cosines(picture(), OBJECTS, "square"), car, atol=1e-4)
-    torch.testing.assert_close(head.cosines(picture(), OBJECTS, "circle"), car, rtol=0, atol=0)
+    car = head.cosines(an_image(), OBJECTS, "circle")
+    assert not torch.allclose(head.cosines(an_image(), OBJECTS, "square"), car, atol=1e-4)
+    torch.testing.assert_close(head.cosines(an_image(), OBJECTS, "circle"), car, rtol=0, atol=0)
 
 
 def test_a_saved_model_names_the_same_colours(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_a_saved_model_names_the_same_colours(tiny_clip: CLIPModel, tokenizer: C
     tokenizer.save_pretrained(tmp_path)
     head = ColourHead.from_pretrained(str(tmp_path))
     torch.testing.assert_close(
-        head.cosines(picture(), OBJECTS, "car"), ColourHead(tiny_clip, tokenizer).cosines(picture(), OBJECTS, "car")
+        head.cosines(an_image(), OBJECTS, "car"), ColourHead(tiny_clip, tokenizer).cosines(an_image(), OBJECTS, "car")
     )
     record = head.record
     assert (record.name, record.weights) == ("geneval-colours", tmp_path.name)
     assert record.preprocessing.startswith("grey #999 outside the object's mask, cut to its box, then RGB")
     assert len(ColourHead(tiny_clip, tokenizer).record.sha256) == 64
     half = ColourHead.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
-    assert half.cosines(picture(), OBJECTS, "car").dtype == torch.float32
+    assert half.cosines(an_image(), OBJECTS, "car").dtype == torch.float32
     with pytest.raises(ValueError, match="there is no folder"):
         ColourHead.from_pretrained("not a name")

@@ -58,7 +58,7 @@ def folder(model: Mask2FormerForUniversalSegmentation, tmp_path_factory: pytest.
     return path
 
 
-def picture(width: int, height: int, *, seed: int = 0) -> Image.Image:
+def an_image(width: int, height: int, *, seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
@@ -100,10 +100,10 @@ def test_scores_are_products_of_the_class_and_the_mean_within_the_mask() -> None
     assert found[0].mask.tolist() == [[True, True, False, False]] * 4
 
 
-def test_masks_are_enlarged_to_the_padded_size_cut_and_resized_to_the_picture() -> None:
+def test_masks_are_enlarged_to_the_padded_size_cut_and_resized_to_the_image() -> None:
     """Doubled, the border between 3 and -2 is at 2.5 and 0.5 quarters: logits 3, 1.75, -.75, -2 in columns 2 to 5.
 
-    Of the 8 by 8 the upper left 6 by 8 is the picture: the second query's row is cut away but for what interpolation
+    Of the 8 by 8 the upper left 6 by 8 is the image: the second query's row is cut away but for what interpolation
     spreads, -2 and -1.25 in rows 4 and 5, so nothing is above zero and its score is zero.
     """
     found = by_hand(padded=(8, 8), resized=(6, 8), original=(6, 8))
@@ -113,7 +113,7 @@ def test_masks_are_enlarged_to_the_padded_size_cut_and_resized_to_the_picture() 
     assert found[0].score == pytest.approx(0.8 * logits.sigmoid().mean().item(), abs=1e-5)
 
 
-def test_masks_are_resized_to_the_picture_s_own_size() -> None:
+def test_masks_are_resized_to_the_image_s_own_size() -> None:
     """Tripled across, the logits go 1.75, .917, .083, -.75 in columns 10 to 13: 13 columns are above zero."""
     found = by_hand(padded=(8, 8), resized=(8, 8), original=(16, 24))
     assert found[0].mask is not None
@@ -164,14 +164,14 @@ def test_an_empty_mask_has_no_box_and_is_no_detection() -> None:
     assert instances(torch.zeros(1, 3), torch.full((1, 4, 4), -1.0), **sizes, min_score=0.0) == []
 
 
-# Pictures as inputs
+# Images as inputs
 
 
 @pytest.mark.parametrize("size", [(100, 100), (96, 64), (480, 320)])
 def test_pixels_are_those_of_transformers_where_nothing_is_padded(size: tuple[int, int]) -> None:
-    """Its processor stretches other pictures to multiples of 32, where detectron2 and mmdetection pad."""
+    """Its processor stretches other images to multiples of 32, where detectron2 and mmdetection pad."""
     processor = Mask2FormerImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 100}, ignore_index=255)
-    image = picture(*size)
+    image = an_image(*size)
     expected = processor(image, return_tensors="pt").pixel_values[0]
     found = detector_pixels(image, 64, 100)
     assert found.shape[1:] == {(100, 100): (64, 64)}.get(size, (64, 96))
@@ -189,10 +189,15 @@ def test_the_short_side_is_800_and_the_long_one_at_most_1333(size: tuple[int, in
 # The whole detector
 
 
-def test_detections_do_not_depend_on_the_pictures_beside_them(model: Mask2FormerForUniversalSegmentation) -> None:
+def test_detections_do_not_depend_on_the_images_beside_them(model: Mask2FormerForUniversalSegmentation) -> None:
     """Three of one padded size, 64 by 96, by different ways; one of another, 96 by 64."""
     detector = Mask2FormerDetector(model, min_score=0.001, **SIDES)
-    images = [picture(80, 60), picture(50, 70, seed=1), picture(96, 64, seed=2), picture(90, 60, seed=3).convert("L")]
+    images = [
+        an_image(80, 60),
+        an_image(50, 70, seed=1),
+        an_image(96, 64, seed=2),
+        an_image(90, 60, seed=3).convert("L"),
+    ]
     together = detector.detect(images)
     for image, found in zip(images, together, strict=True):
         same(found, detector.detect([image])[0])
@@ -208,10 +213,10 @@ def test_padding_is_below_and_right_and_zero(
     seen = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda pixel_values: (seen.append(pixel_values), forward(pixel_values))[1])
-    Mask2FormerDetector(model, **SIDES).detect([picture(80, 60)])
+    Mask2FormerDetector(model, **SIDES).detect([an_image(80, 60)])
     assert seen[0].shape == (1, 3, 64, 96)
     assert not seen[0][..., 85:].any()
-    torch.testing.assert_close(seen[0][0, :, :, :85], detector_pixels(picture(80, 60), 64, 100))
+    torch.testing.assert_close(seen[0][0, :, :, :85], detector_pixels(an_image(80, 60), 64, 100))
 
 
 def test_a_saved_detector_is_loaded_and_named(folder: Path, model: Mask2FormerForUniversalSegmentation) -> None:
@@ -256,7 +261,7 @@ def test_what_older_checkpoints_carry_and_training_needs_may_differ(
 ) -> None:
     table = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self.relative_position_index"
     name = changed(folder, tmp_path, add=table, drop="criterion.empty_weight")
-    image = picture(64, 64)
+    image = an_image(64, 64)
     expected = Mask2FormerDetector(model, min_score=0.001, **SIDES).detect([image])[0]
     loaded = Mask2FormerDetector.from_pretrained(name).model
     same(Mask2FormerDetector(loaded, min_score=0.001, **SIDES).detect([image])[0], expected)

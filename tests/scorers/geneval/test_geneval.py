@@ -17,7 +17,7 @@ from stepalign.scorers.geneval.rules import (
     confident,
     given_colours,
     judge_image,
-    judge_pictures,
+    judge_images,
     parse_prompt,
     relations,
 )
@@ -246,11 +246,11 @@ def test_a_position_needs_the_object_it_refers_to() -> None:
     assert judged(prompt, found(CAT))[1] == ("dog: 1 wanted, 0 found",)
 
 
-# Pictures
+# Images
 
 
-def test_pictures_are_judged_with_their_own_detections_and_colours() -> None:
-    """A picture's colour is that of its first pixel; the second is stored lying on its side."""
+def test_images_are_judged_with_their_own_detections_and_colours() -> None:
+    """An image's colour is that of its first pixel; the second is stored lying on its side."""
 
     class Detects:
         label = "a test"
@@ -268,5 +268,5 @@ def test_pictures_are_judged_with_their_own_detections_and_colours() -> None:
     turned = Image.new("RGB", (6, 8), (255, 0, 0))
     turned.getexif()[0x0112] = 6
     prompt = prompt_of("colors", {"class": "car", "count": 1, "color": "red"})
-    verdicts = judge_pictures([red, turned, blue], [prompt] * 3, detector=Detects(), colours=Names())
+    verdicts = judge_images([red, turned, blue], [prompt] * 3, detector=Detects(), colours=Names())
     assert [verdict.correct for verdict in verdicts] == [True, True, False]

@@ -21,7 +21,7 @@ from stepalign.scorers.geneval.files import (
 )
 from stepalign.scorers.geneval.rules import CLASSES
 
-PICTURES = [ImageRow(0, 0, "a dog", "a.png"), ImageRow(0, 1, "a dog", "b.png"), ImageRow(4, 0, "a cat", "c/d.png")]
+IMAGES = [ImageRow(0, 0, "a dog", "a.png"), ImageRow(0, 1, "a dog", "b.png"), ImageRow(4, 0, "a cat", "c/d.png")]
 DOG = {"class": "dog", "score": 0.9, "box": [1, 2, 3, 4.5]}
 
 
@@ -102,7 +102,7 @@ def test_rows_are_found_by_file_or_by_number(tmp_path: Path) -> None:
         {"prompt_index": 0, "image_index": 1, "detections": []},
         {"file": "a.png", "detections": [DOG]},
     )
-    found = read_detections(path, PICTURES)
+    found = read_detections(path, IMAGES)
     assert set(found) == {(0, 0), (0, 1), (4, 0)}
     assert found[0, 1] == []
     dog = found[0, 0][0]
@@ -120,14 +120,12 @@ def test_rows_are_found_by_file_or_by_number(tmp_path: Path) -> None:
     assert (CLASSES[keyboard.class_index], keyboard.colour) == ("computer keyboard", "blue")
 
 
-def test_pictures_without_a_row_are_named(tmp_path: Path) -> None:
+def test_images_without_a_row_are_named(tmp_path: Path) -> None:
     path = written(tmp_path, {"file": "a.png", "detections": []})
-    with pytest.raises(
-        ValueError, match=r"has no row for 2 of 3 pictures, the first 'b\.png'; a picture without objects"
-    ):
-        read_detections(path, PICTURES)
+    with pytest.raises(ValueError, match=r"has no row for 2 of 3 images, the first 'b\.png'; an image without objects"):
+        read_detections(path, IMAGES)
     with pytest.raises(ValueError, match=r"there is no file .*none\.jsonl with detections"):
-        read_detections(tmp_path / "none.jsonl", PICTURES)
+        read_detections(tmp_path / "none.jsonl", IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -135,9 +133,9 @@ def test_pictures_without_a_row_are_named(tmp_path: Path) -> None:
     [
         ("{", "line 1 is not valid JSON"),
         ("[]", "line 1 is no JSON object"),
-        ({"detections": []}, "line 1 names no picture: file, or prompt_index and image_index"),
+        ({"detections": []}, "line 1 names no image: file, or prompt_index and image_index"),
         ({"file": "z.png", "detections": []}, r"line 1 is of 'z\.png', which the folder does not have"),
-        ({"prompt_index": 9, "image_index": 0, "detections": []}, "line 1 is of picture 0 of prompt 9, which"),
+        ({"prompt_index": 9, "image_index": 0, "detections": []}, "line 1 is of image 0 of prompt 9, which"),
         ({"file": "a.png"}, "line 1 has no list of detections"),
         ({"file": "a.png", "detections": [DOG], "colours": []}, "line 1: colours must be a list as long as .* 1"),
         ({"file": "a.png", "detections": ["dog"]}, "line 1 detection 1 is no JSON object"),
@@ -154,14 +152,14 @@ def test_pictures_without_a_row_are_named(tmp_path: Path) -> None:
 )
 def test_rows_that_make_no_sense_are_refused(tmp_path: Path, row: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        read_detections(written(tmp_path, row), PICTURES)
+        read_detections(written(tmp_path, row), IMAGES)
 
 
-def test_a_picture_listed_twice_is_refused(tmp_path: Path) -> None:
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
     row = {"file": "a.png", "detections": []}
     path = written(tmp_path, row, row)
-    with pytest.raises(ValueError, match="line 2: picture 0 of prompt 0 is listed twice"):
-        read_detections(path, PICTURES)
+    with pytest.raises(ValueError, match="line 2: image 0 of prompt 0 is listed twice"):
+        read_detections(path, IMAGES)
 
 
 # Folders
@@ -197,10 +195,10 @@ def test_folders_that_are_not_geneval_s_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no folders 00000, 00001, \.\.\. of GenEval's layout"):
         write_geneval_manifest(tmp_path)
     folder = geneval_folder(tmp_path, {0: ["0000.png"], 1: []})
-    with pytest.raises(ValueError, match=r"00001/samples holds no pictures; GenEval wants them as .*0000\.png"):
+    with pytest.raises(ValueError, match=r"00001/samples holds no images; GenEval wants them as .*0000\.png"):
         write_geneval_manifest(folder)
     (folder / "00001/samples/best.png").touch()
-    with pytest.raises(ValueError, match=r"best\.png is no picture with a number for a name"):
+    with pytest.raises(ValueError, match=r"best\.png is no image with a number for a name"):
         write_geneval_manifest(folder)
     (folder / "00001/samples/best.png").unlink()
     for name in ("1.png", "01.jpg"):

@@ -10,7 +10,7 @@ from stepalign.scorers.geneval.summary import summarise
 
 
 def verdicts_of(tag: str, *rows: str) -> list[Verdict]:
-    """A prompt per row, a picture per character: 1 for a right one."""
+    """A prompt per row, an image per character: 1 for a right one."""
     return [Verdict(f"{tag} {number}", tag, mark == "1", ()) for number, row in enumerate(rows) for mark in row]
 
 
@@ -20,7 +20,7 @@ def a_whole_run() -> list[Verdict]:
 
 
 def test_the_overall_number_is_the_mean_of_the_six_tasks() -> None:
-    """Four tasks at 6/8, counting at 2/12, position at 3/4: (4 · .75 + .1667 + .75) / 6 = .6528; by picture .6042."""
+    """Four tasks at 6/8, counting at 2/12, position at 3/4: (4 · .75 + .1667 + .75) / 6 = .6528; by image .6042."""
     summary = summarise(a_whole_run(), detector="a test")
     assert summary.overall == pytest.approx((4 * 0.75 + 2 / 12 + 0.75) / 6)
     assert (summary.num_images, summary.num_prompts) == (48, 13)
@@ -74,8 +74,8 @@ def test_two_prompts_that_disagree_tell_next_to_nothing() -> None:
     assert high > 0.99
 
 
-def test_pictures_of_a_prompt_that_go_together_widen_the_interval() -> None:
-    """Half the pictures right: the standard error is sqrt(.25/100) = .05 if prompts are all or nothing, and that of 400
+def test_images_of_a_prompt_that_go_together_widen_the_interval() -> None:
+    """Half the images right: the standard error is sqrt(.25/100) = .05 if prompts are all or nothing, and that of 400
     trials if each prompt has two of four."""
     together = summarise(verdicts_of("colors", *["1111", "0000"] * 50), detector="x").tasks["colors"]
     apart = summarise(verdicts_of("colors", *["1100"] * 100), detector="x").tasks["colors"]
@@ -90,7 +90,7 @@ def test_the_overall_interval_is_that_of_a_mean_of_six_independent_tasks() -> No
     assert summarise(verdicts, detector="x").interval == pytest.approx((0.46, 0.54), abs=0.004)
 
 
-def test_prompts_with_more_pictures_weigh_more() -> None:
+def test_prompts_with_more_images_weigh_more() -> None:
     assert summarise(verdicts_of("colors", "1", "000"), detector="x").tasks["colors"].accuracy == 0.25
 
 
@@ -108,7 +108,7 @@ def test_the_interval_covers_the_truth_over_prompts() -> None:
 
 
 def test_the_overall_interval_covers_the_mean_of_unlike_tasks() -> None:
-    """150 runs of six tasks of 20 prompts of four pictures, one task nearly always right: 95 % nominally."""
+    """150 runs of six tasks of 20 prompts of four images, one task nearly always right: 95 % nominally."""
     rng, truths, covered = np.random.default_rng(0), (0.98, 0.7, 0.4, 0.85, 0.1, 0.2), []
     for _ in range(150):
         verdicts = []

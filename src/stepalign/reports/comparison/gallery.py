@@ -1,4 +1,4 @@
-"""The pictures of a comparison's page: which prompts it shows, and how a card looks."""
+"""The images of a comparison's page: which prompts it shows, and how a card looks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from stepalign.reports.page import SMALL, data_url, fixed
 from stepalign.support.images import open_image
 from stepalign.support.json_text import to_json
 
-MOST_PROMPTS, MOST_PICTURES = 120, 480
-"""What a page holds at most: at 512 pixels a picture takes about 40 kB."""
+MOST_PROMPTS, MOST_IMAGES = 120, 480
+"""What a page holds at most: at 512 pixels an image takes about 40 kB."""
 SIDE = 512
 """The most pixels a side keeps."""
 
@@ -30,12 +30,12 @@ class ComparedPrompt:
     prompt: str
     category: str | None
     files: list[list[Path]]
-    """By model, then picture."""
+    """By model, then image."""
     scores: dict[str, list[list[float]]]
-    """By scorer, model and picture."""
+    """By scorer, model and image."""
 
     def mean(self, scorer: str, model: int) -> float:
-        """Of a model's pictures."""
+        """Of a model's images."""
         scores = self.scores[scorer][model]
         return sum(scores) / len(scores)
 
@@ -51,7 +51,7 @@ class Gallery:
     prompts: list[ComparedPrompt]
     ranks: dict[int, int]
     """The place of those drawn at random, from 0, by prompt number."""
-    num_pictures: int
+    num_images: int
     """Shown of each prompt and model, at most."""
 
 
@@ -59,7 +59,7 @@ def choose_prompts(prompts: list[ComparedPrompt], pairs: list[tuple[int, int]], 
     """As many prompts as a page holds, where not all: half are drawn at random, the others have the largest gains and
     losses by each scorer and pair of models in turn."""
     num_models = len(prompts[0].files)
-    limit = max(2, min(MOST_PROMPTS, MOST_PICTURES // num_models))
+    limit = max(2, min(MOST_PROMPTS, MOST_IMAGES // num_models))
     drawn = np.random.default_rng(seed).permutation(len(prompts)).tolist()
     chosen = drawn
     if len(prompts) > limit:
@@ -70,13 +70,13 @@ def choose_prompts(prompts: list[ComparedPrompt], pairs: list[tuple[int, int]], 
             extremes += [order[::-1], order]
         in_turn = itertools.chain.from_iterable(zip(*extremes, strict=True))
         chosen = list(dict.fromkeys([*drawn, *in_turn]))[:limit]
-    each = max(1, MOST_PICTURES // (num_models * len(chosen)))
+    each = max(1, MOST_IMAGES // (num_models * len(chosen)))
     ranks = {prompts[index].number: rank for rank, index in enumerate(drawn)}
     return Gallery([prompts[index] for index in sorted(chosen)], ranks, each)
 
 
 def thumbnail(path: Path) -> dict[str, Any]:
-    """A picture file as a data URL with its size, shrunk to `SIDE`; tiny ones keep every pixel as it is."""
+    """An image file as a data URL with its size, shrunk to `SIDE`; tiny ones keep every pixel as it is."""
     image = open_image(path)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small = max(image.size) < SMALL
@@ -89,9 +89,9 @@ def thumbnail(path: Path) -> dict[str, Any]:
 def card(
     prompt: ComparedPrompt, gallery: Gallery, models: list[str], digits: dict[str, int], pair: tuple[int, int]
 ) -> dict[str, Any]:
-    """One prompt as the template shows it: rows of one picture per model, with lines of scorer, score and trend."""
+    """One prompt as the template shows it: rows of one image per model, with lines of scorer, score and trend."""
     rows = []
-    for index in range(min(gallery.num_pictures, len(prompt.files[0]))):
+    for index in range(min(gallery.num_images, len(prompt.files[0]))):
         sides = []
         for model, name in enumerate(models):
             lines = []

@@ -22,7 +22,7 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
     pairs = list(dict.fromkeys((row["base"], row["other"]) for row in summary["pairs"]))
     lines = [f"# {', '.join(markdown_text(model) for model in summary['models'])}", ""]
     lines += [
-        f"{summary['num_prompts']:,} prompts, {summary['num_pictures']:,} pictures of each model. Intervals are 95 %,"
+        f"{summary['num_prompts']:,} prompts, {summary['num_images']:,} images of each model. Intervals are 95 %,"
     ]
     lines += [
         "over prompts. **Bold**: best, its interval against the next leaves out 0; _italic_: second best likewise.",

@@ -119,7 +119,7 @@ def category_table(summary: dict[str, Any], pair: tuple[str, str], digits: dict[
 
 
 def generation_tables(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What drew the pictures: a row per setting, a cell per model; first those that differ, then the others."""
+    """What drew the images: a row per setting, a cell per model; first those that differ, then the others."""
     known = {model: _flat(values or {}) for model, values in summary["generation"].items()}
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for name in dict.fromkeys(name for values in known.values() for name in values):

@@ -27,7 +27,7 @@ from stepalign.support.json_text import to_json
 def write_comparison_report(path: Path, *, summary: dict[str, Any], prompts: list[ComparedPrompt]) -> None:
     """Write the self-contained page of a comparison to `path`, replacing it in one step.
 
-    `summary` is what comparison.json holds. Raises ValueError naming a picture that cannot be read, and OSError when
+    `summary` is what comparison.json holds. Raises ValueError naming an image that cannot be read, and OSError when
     the folder of `path` cannot be written to; an older page then stays as it was.
     """
     models, scorers, digits = summary["models"], list(summary["scorers"]), score_digits(summary)
@@ -67,8 +67,8 @@ def write_comparison_report(path: Path, *, summary: dict[str, Any], prompts: lis
         "choices": [(f"{base} {other}", f"{models[other]} against {models[base]}") for base, other in places],
         "num_shown": len(gallery.prompts),
         "num_random": len(gallery.ranks),
-        "pictures_shown": gallery.num_pictures,
-        "pictures_each": max(len(prompt.files[0]) for prompt in prompts),
+        "images_shown": gallery.num_images,
+        "images_each": max(len(prompt.files[0]) for prompt in prompts),
         "cards": [card(prompt, gallery, models, digits, places[0]) for prompt in gallery.prompts],
         "page_data": to_json({"scorers": scorers, "digits": list(digits.values()), "models": models}),
         "different": different,

@@ -1,4 +1,4 @@
-"""The colour of an object in a picture, named by CLIP: GenEval's classifier (Ghosh et al., arXiv 2310.11513).
+"""The colour of an object in an image, named by CLIP: GenEval's classifier (Ghosh et al., arXiv 2310.11513).
 
 What is not the object is painted grey, the object's box is cut out, and of ten colours the one is taken whose texts'
 mean embedding has the largest cosine with the cutting's. Published numbers use OpenAI's ViT-L/14.
@@ -67,7 +67,7 @@ class ColourHead:
         )
 
     def __call__(self, image: Image.Image, objects: Sequence[Detection], class_name: str) -> list[str]:
-        """The colour of each object of a class in a picture, one of `COLOURS`."""
+        """The colour of each object of a class in an image, one of `COLOURS`."""
         if not objects:
             return []
         return [COLOURS[index] for index in self.cosines(image, objects, class_name).argmax(-1).tolist()]
@@ -93,20 +93,20 @@ class ColourHead:
 
 
 def cut_out(image: Image.Image, found: Detection) -> Image.Image:
-    """An object's box out of a picture, grey where its mask is not; without a mask, as it is.
+    """An object's box out of an image, grey where its mask is not; without a mask, as it is.
 
-    Raises ValueError for a mask of another size than the picture, and for a box without pixels.
+    Raises ValueError for a mask of another size than the image, and for a box without pixels.
     """
-    picture = as_rgb(image)
+    image = as_rgb(image)
     if found.mask is not None:
         height, width = found.mask.shape
-        if (width, height) != picture.size:
+        if (width, height) != image.size:
             raise ValueError(
-                f"a mask of {width} by {height} pixels is not of a picture of {picture.width} by {picture.height}"
+                f"a mask of {width} by {height} pixels is not of an image of {image.width} by {image.height}"
             )
-        background = Image.new("RGB", picture.size, BACKGROUND)
-        picture = Image.composite(picture, background, Image.fromarray(found.mask))
+        background = Image.new("RGB", image.size, BACKGROUND)
+        image = Image.composite(image, background, Image.fromarray(found.mask))
     left, top, right, bottom = (round(edge) for edge in found.box)
     if right <= left or bottom <= top:
         raise ValueError(f"the box {found.box} holds no pixels; x0, y0, x1, y1 are wanted, x1 and y1 outside")
-    return picture.crop((left, top, right, bottom))
+    return image.crop((left, top, right, bottom))

@@ -1,8 +1,8 @@
-"""Objects in pictures, found by Mask2Former (Cheng et al., arXiv 2112.01527) trained on COCO's instances.
+"""Objects in images, found by Mask2Former (Cheng et al., arXiv 2112.01527) trained on COCO's instances.
 
 GenEval was published with another training of the same architecture, mmdetection's; results with this one are called
-by its name. Pictures and outputs are treated as mmdetection does: the short side becomes 800 pixels, at most 1333 on
-the long one, zeros below and right to a multiple of 32; masks are compared with zero at the picture's own size.
+by its name. Images and outputs are treated as mmdetection does: the short side becomes 800 pixels, at most 1333 on
+the long one, zeros below and right to a multiple of 32; masks are compared with zero at the image's own size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHORT_SIDE, LONG_SIDE, MULTIPLE = 800, 1333, 32
 MAX_DETECTIONS = 100
-"""In one picture, of all classes."""
+"""In one image, of all classes."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -87,7 +87,7 @@ class Mask2FormerDetector:
 
     @torch.no_grad()
     def detect(self, images: list[Image.Image]) -> list[list[Detection]]:
-        """The objects of each picture, whatever the pictures beside it: only those of one padded size share a batch."""
+        """The objects of each image, whatever the images beside it: only those of one padded size share a batch."""
         pixels = [detector_pixels(image, self.short_side, self.long_side) for image in images]
         padded = [_padded_size(one.shape[1], one.shape[2]) for one in pixels]
         found: dict[int, list[Detection]] = {}
@@ -128,11 +128,11 @@ def load_mask2former(folder: Path) -> Mask2FormerForUniversalSegmentation:
 
 
 def detector_pixels(image: Image.Image, short_side: int, long_side: int) -> Float[Tensor, "3 h w"]:
-    """A picture in ImageNet's mean and std, resized by PIL, its proportions kept."""
-    picture = as_rgb(image)
-    scale = min(short_side / min(picture.size), long_side / max(picture.size))
-    width, height = (max(1, int(side * scale + 0.5)) for side in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    """An image in ImageNet's mean and std, resized by PIL, its proportions kept."""
+    image = as_rgb(image)
+    scale = min(short_side / min(image.size), long_side / max(image.size))
+    width, height = (max(1, int(side * scale + 0.5)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(resized)).movedim(2, 0).float() / 255
     mean, std = (torch.tensor(value)[:, None, None] for value in (IMAGENET_MEAN, IMAGENET_STD))
     return (pixels - mean) / std
@@ -147,7 +147,7 @@ def instances(
     original: Size,
     min_score: float,
 ) -> list[Detection]:
-    """The detections that a model's queries make in one picture; the last class is none.
+    """The detections that a model's queries make in one image; the last class is none.
 
     Of all pairs of a query and a class the `MAX_DETECTIONS` likeliest; a score is the class's probability times the
     mean of the mask's probabilities where they are above one half. Only scores above `min_score` are kept: no score is
@@ -192,7 +192,7 @@ def check_classes(num_labels: int, names: dict[int, str], model: str) -> None:
 def _mask(
     logits: Float[Tensor, "h w"], padded: Size, resized: Size, original: Size
 ) -> tuple[Bool[np.ndarray, "H W"], float]:
-    """A query's mask at the picture's size, and the mean probability within it, zero when it is empty."""
+    """A query's mask at the image's size, and the mean probability within it, zero when it is empty."""
     full = F.interpolate(logits[None, None], size=padded, mode="bilinear", align_corners=False)
     full = full[..., : resized[0], : resized[1]]
     if resized != original:

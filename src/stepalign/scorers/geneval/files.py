@@ -1,11 +1,11 @@
-"""GenEval's files: detections made elsewhere, and folders of pictures in its published layout.
+"""GenEval's files: detections made elsewhere, and folders of images in its published layout.
 
-Detections are a JSONL file with a row per picture: `file` as in the manifest, or `prompt_index` and `image_index`; and
+Detections are a JSONL file with a row per image: `file` as in the manifest, or `prompt_index` and `image_index`; and
 `detections`, a list of objects with `class` (a name) or `class_index` (COCO's 80 from 0), `score`, `box`
 ([x0, y0, x1, y1], the last two outside), and perhaps `mask` (COCO's run lengths) and `colour`. Colours may also be a
 list `colours` beside `detections`.
 
-Pictures in the published layout are FOLDER/00000/samples/0000.png with the prompt's row in FOLDER/00000/metadata.jsonl.
+Images in the published layout are FOLDER/00000/samples/0000.png with the prompt's row in FOLDER/00000/metadata.jsonl.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from stepalign.scorers.geneval.rules import CLASSES, COLOURS, Box, Detection, Ge
 from stepalign.support.images import MAX_PIXELS
 from stepalign.support.parsing import json_lines, parse_json, read_text
 
-PICTURE = re.compile(r"(\d+)\.(png|jpe?g|webp)", re.IGNORECASE)
+IMAGE = re.compile(r"(\d+)\.(png|jpe?g|webp)", re.IGNORECASE)
 MAX_LINE = 2**26
 """Characters in a line of detections, whose masks can be long."""
 Key = tuple[int, int]
 
 
-def read_detections(path: Path, pictures: Sequence[ImageRow]) -> dict[Key, list[Detection]]:
-    """The detections in each of some pictures, by the picture's key.
+def read_detections(path: Path, images: Sequence[ImageRow]) -> dict[Key, list[Detection]]:
+    """The detections in each of some images, by the image's key.
 
-    Raises ValueError naming the line that makes no sense, a picture listed twice or not among them, and the pictures
-    that have no row; a picture without objects has a row with none.
+    Raises ValueError naming the line that makes no sense, an image listed twice or not among them, and the images
+    that have no row; an image without objects has a row with none.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path} with detections")
-    by_file = {_spelling(row.file): row.key for row in pictures}
-    keys = {row.key for row in pictures}
+    by_file = {_spelling(row.file): row.key for row in images}
+    keys = {row.key for row in images}
     found: dict[Key, list[Detection]] = {}
     for where, values in json_lines(read_text(path, "detections"), str(path), longest=MAX_LINE):
         row = _object(values, where)
         key = _key(row, by_file, where)
         if key not in keys:
-            raise ValueError(f"{where} is of picture {key[1]} of prompt {key[0]}, which the folder does not have")
+            raise ValueError(f"{where} is of image {key[1]} of prompt {key[0]}, which the folder does not have")
         if key in found:
-            raise ValueError(f"{where}: picture {key[1]} of prompt {key[0]} is listed twice")
+            raise ValueError(f"{where}: image {key[1]} of prompt {key[0]} is listed twice")
         found[key] = _detections(row, where)
-    missing = [row.file for row in pictures if row.key not in found]
+    missing = [row.file for row in images if row.key not in found]
     if missing:
         raise ValueError(
-            f"{path} has no row for {len(missing)} of {len(pictures)} pictures, the first {missing[0]!r}; a picture "
+            f"{path} has no row for {len(missing)} of {len(images)} images, the first {missing[0]!r}; an image "
             "without objects needs one with an empty list"
         )
     return found
@@ -64,19 +64,19 @@ def write_geneval_manifest(folder: Path) -> list[ImageRow]:
     """Write the manifest of a folder in GenEval's layout, and give its rows: numbers from the names, tasks as
     categories.
 
-    Raises ValueError for a prompt without pictures or metadata, and for a file among the pictures that is none.
+    Raises ValueError for a prompt without images or metadata, and for a file among the images that is none.
     """
     rows = []
     for index, prompt in read_folder_prompts(folder).items():
         samples = _prompt_folders(folder)[index] / "samples"
         files = sorted(file for file in samples.glob("*") if not file.name.startswith("."))
         if not files:
-            raise ValueError(f"{samples} holds no pictures; GenEval wants them as {samples / '0000.png'}")
+            raise ValueError(f"{samples} holds no images; GenEval wants them as {samples / '0000.png'}")
         numbers: dict[int, Path] = {}
         for file in files:
-            match = PICTURE.fullmatch(file.name)
+            match = IMAGE.fullmatch(file.name)
             if match is None:
-                raise ValueError(f"{file} is no picture with a number for a name, such as 0000.png")
+                raise ValueError(f"{file} is no image with a number for a name, such as 0000.png")
             if numbers.setdefault(int(match[1]), file) != file:
                 raise ValueError(f"{file} and {numbers[int(match[1])].name} have the same number")
         for number, file in sorted(numbers.items()):
@@ -170,13 +170,13 @@ def _key(row: dict[str, Any], by_file: dict[str, Key], where: str) -> Key:
         if _spelling(file) not in by_file:
             raise ValueError(f"{where} is of {file!r}, which the folder does not have")
         return by_file[_spelling(file)]
-    raise ValueError(f"{where} names no picture: file, or prompt_index and image_index, is wanted")
+    raise ValueError(f"{where} names no image: file, or prompt_index and image_index, is wanted")
 
 
 def _detections(row: dict[str, Any], where: str) -> list[Detection]:
     objects = row.get("detections")
     if not isinstance(objects, list):
-        raise ValueError(f"{where} has no list of detections; a picture without objects has an empty one")
+        raise ValueError(f"{where} has no list of detections; an image without objects has an empty one")
     colours = row.get("colours", [None] * len(objects))
     if not isinstance(colours, list) or len(colours) != len(objects):
         raise ValueError(f"{where}: colours must be a list as long as detections, {len(objects)}")

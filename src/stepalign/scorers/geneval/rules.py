@@ -1,4 +1,4 @@
-"""GenEval (Ghosh et al., arXiv 2310.11513): whether a picture holds the objects its prompt asks for.
+"""GenEval (Ghosh et al., arXiv 2310.11513): whether an image holds the objects its prompt asks for.
 
 A detector finds objects; rules compare them with what the prompt requires: how many, in which colour, on which side of
 another. The rules are those of the published evaluation (djghosh13/geneval, MIT), thresholds included. Numbers depend
@@ -23,7 +23,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
-"""Of one class, in one picture."""
+"""Of one class, in one image."""
 SHRINKAGE = 0.1
 """Of the two objects' sizes, taken off the distance between their centres."""
 
@@ -48,7 +48,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detection:
-    """An object that a detector found in a picture."""
+    """An object that a detector found in an image."""
 
     class_index: int
     """In `CLASSES`."""
@@ -56,18 +56,18 @@ class Detection:
     box: Box
     """x0, y0, x1, y1 in pixels; x1 and y1 are the first outside."""
     mask: Bool[np.ndarray, "h w"] | None = None
-    """Its pixels, at the picture's size."""
+    """Its pixels, at the image's size."""
     colour: str | None = None
     """Where something else than a `ColourOf` has named it."""
 
 
 ColourOf = Callable[[Sequence[Detection], str], Sequence[str]]
-"""The colours of objects of a class, given by its name, in one picture."""
+"""The colours of objects of a class, given by its name, in one image."""
 
 
 @runtime_checkable
 class Detector(Protocol):
-    """Finds objects in pictures."""
+    """Finds objects in images."""
 
     label: str
     """What results are called by."""
@@ -77,7 +77,7 @@ class Detector(Protocol):
 
 @runtime_checkable
 class ColourClassifier(Protocol):
-    """Names the colours of objects in a picture."""
+    """Names the colours of objects in an image."""
 
     def __call__(self, image: Image.Image, objects: Sequence[Detection], class_name: str) -> list[str]: ...
 
@@ -95,7 +95,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class GenEvalPrompt:
-    """A prompt and what a picture of it must show."""
+    """A prompt and what an image of it must show."""
 
     prompt: str
     tag: str
@@ -106,7 +106,7 @@ class GenEvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether one picture shows what its prompt asks for, and if not, why."""
+    """Whether one image shows what its prompt asks for, and if not, why."""
 
     prompt: str
     tag: str
@@ -114,10 +114,10 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def judge_pictures(
+def judge_images(
     images: list[Image.Image], prompts: list[GenEvalPrompt], *, detector: Detector, colours: ColourClassifier
 ) -> list[Verdict]:
-    """The verdict on each picture of a batch; colours are asked for only where a prompt names one."""
+    """The verdict on each image of a batch; colours are asked for only where a prompt names one."""
     upright = [ImageOps.exif_transpose(image) for image in images]
     found = detector.detect(upright)
     return [
@@ -127,7 +127,7 @@ def judge_pictures(
 
 
 def judge_image(prompt: GenEvalPrompt, detections: Sequence[Detection], colours: ColourOf) -> Verdict:
-    """Compare what was detected in a picture with what its prompt requires; every requirement must hold.
+    """Compare what was detected in an image with what its prompt requires; every requirement must hold.
 
     Of a class, only as many of the surest objects are looked at as the prompt asks for: a fifth dog spoils "four dogs",
     which excludes five, and does not spoil "a dog".

@@ -1,4 +1,4 @@
-"""GenEval's table: the share of right pictures per task, and the mean of the six tasks, with intervals."""
+"""GenEval's table: the share of right images per task, and the mean of the six tasks, with intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class TaskAccuracy:
-    """The share of right pictures among those of one task."""
+    """The share of right images among those of one task."""
 
     accuracy: float
     interval: Interval | None
@@ -36,7 +36,7 @@ class GenEvalSummary:
     """What found the objects."""
     tasks: dict[str, TaskAccuracy]
     overall: float | None
-    """The mean of the six tasks' accuracies, not that over pictures; none where a task has no pictures."""
+    """The mean of the six tasks' accuracies, not that over images; none where a task has no images."""
     interval: Interval | None
     """95 %, over the prompts of every task."""
     num_images: int
@@ -61,9 +61,9 @@ def summarise(verdicts: Sequence[Verdict], *, detector: str) -> GenEvalSummary:
     counts = _counts(verdicts)
     tasks = {}
     for tag, rows in counts.items():
-        right, pictures = (int(total) for total in rows.sum(0))
+        right, images = (int(total) for total in rows.sum(0))
         interval = _interval(rows) if len(rows) > 1 else None
-        tasks[tag] = TaskAccuracy(right / pictures, interval, right, pictures, len(rows))
+        tasks[tag] = TaskAccuracy(right / images, interval, right, images, len(rows))
     complete = len(tasks) == len(TASKS)
     known = complete and all(task.interval is not None for task in tasks.values())
     return GenEvalSummary(
@@ -77,7 +77,7 @@ def summarise(verdicts: Sequence[Verdict], *, detector: str) -> GenEvalSummary:
 
 
 def _counts(verdicts: Sequence[Verdict]) -> dict[str, Float[np.ndarray, "prompts 2"]]:
-    """By task, the number of right pictures and of pictures of each prompt."""
+    """By task, the number of right images and of images of each prompt."""
     tag_of: dict[str, str] = {}
     rows: dict[str, dict[str, list[int]]] = {}
     for verdict in verdicts:
