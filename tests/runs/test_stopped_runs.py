@@ -167,3 +167,40 @@ def test_a_judges_training_saves_its_last_step(
         assert main(command) == 143
     assert "stopped by SIGTERM; step 1 of 3 is saved" in capsys.readouterr().err
     assert (tmp_path / "judge/checkpoint.pt").is_file()
+
+
+def test_an_evaluation_finishes_the_batch_and_keeps_the_scores_of_the_scorer_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    flags = ["--num-prompts", "4", "--num_steps", "2", "--base.guidance_scale", "2"]
+    assert main(["generate", "miniature", "--prompts", "miniature", *flags, "--output", str(folder)]) == 0
+    scorers = ["--scorers", "miniature-aesthetic", "miniature-alignment", "--scoring-batch", "2"]
+    with monkeypatch.context() as patched:
+        watcher = Signaller("score", 3, signal.SIGTERM)
+        patched.setattr("stepalign.cli.console.progress_bars", lambda **_: watcher)
+        assert main(["evaluate", str(folder), *scorers]) == 143
+    told = "stopped by SIGTERM; the scores of 1 of 2 scorers are saved; the same command resumes"
+    assert told in capsys.readouterr().err
+    rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["scores"].keys() for row in rows] == [{"miniature-aesthetic"}] * 4
+    assert main(["evaluate", str(folder), *scorers]) == 0
+
+
+@pytest.mark.slow
+def test_a_sweep_stops_in_a_run_and_names_the_runs_that_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"base": {"num_steps": 3}, "branching": {"num_candidates": 2}, "evaluation": {"num_prompts": 2}}
+    settings["training"] = {"num_rounds": 2, "prompts_per_round": 2}
+    sweep = {"recipe": "spo-miniature", "seeds": [0, 1], "changes": settings, "tables": {"t": {"a": {}}}}
+    (tmp_path / "sweep.yaml").write_text(json.dumps(sweep), encoding="utf-8")
+    command = ["sweep", str(tmp_path / "sweep.yaml"), "--output", str(tmp_path / "runs")]
+    with monkeypatch.context() as patched:
+        watcher = Signaller("round", 3, signal.SIGTERM)
+        patched.setattr("stepalign.cli.console.progress_bars", lambda: watcher)
+        assert main(command) == 143
+    told = "stopped by SIGTERM; 1 of 2 runs of the sweep are done; of the next, round 1 of 2 is saved; the same command"
+    assert told in capsys.readouterr().err
+    assert main(command) == 0
+    assert len(json.loads((tmp_path / "runs/sweep.json").read_text(encoding="utf-8"))["t"][0]["seeds"]) == 2

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from stepalign.cli.main import main
+from stepalign.runs import sweep as sweep_module
 from stepalign.runs.recipes import RECIPES, Recipe
 from stepalign.runs.sweep import run_sweep
 from stepalign.runs.sweep_file import directory, load_sweep
@@ -176,3 +177,38 @@ def test_only_some_tables_can_be_run(tmp_path: Path, ran: list[tuple[Recipe, Pat
     assert [row["seeds"] for row in results["k"]] == [[1], []]
     with pytest.raises(ValueError, match="only must be part of a table's name: continuation, k, got 'j'"):
         run_sweep(sweep, tmp_path / "runs", only="j")
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_done(
+    tmp_path: Path, ran: list[tuple[Recipe, Path]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given again, the sweep tries only the run that failed."""
+    good = sweep_module.run
+
+    def failing(recipe: Recipe, output: Path, *, watcher: object = None) -> Any:
+        if recipe.branching.continue_from == "best" and recipe.seed == 1:
+            raise ValueError("round 1: the loss: 3 of 3 are not finite numbers")
+        return good(recipe, output, watcher=watcher)
+
+    command = ["sweep", str(written(tmp_path)), "--output", str(tmp_path / "runs")]
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep_module, "run", failing)
+        assert main(command) == 1
+    err = capsys.readouterr().err
+    assert "runs of the sweep failed: best, seed 1 (round 1: the loss: 3 of 3 are not finite numbers); " in err
+    assert len(ran) == 5
+    best = json.loads((tmp_path / "runs/sweep.json").read_text())["continuation"][1]
+    assert (best["seeds"], best["missing"], [*best["failed"]]) == ([0], 1, ["1"])
+    assert "- best, seed 1 failed: round 1: the loss" in (tmp_path / "runs/sweep.md").read_text()
+    assert main(command) == 0
+    assert len(ran) == 6
+
+
+def test_a_run_whose_policy_is_of_no_use_has_failed(tmp_path: Path, ran: list[tuple[Recipe, Path]]) -> None:
+    sweep = load_sweep(written(tmp_path))
+    run_sweep(sweep, tmp_path / "runs")
+    folder = ran[0][1]
+    (folder / "summary.json").write_text(json.dumps({"seconds": 30, "failed": "the policy has diverged"}))
+    (folder / "scores.jsonl").unlink()
+    row = collect_results(sweep, tmp_path / "runs", {})["continuation"][0]
+    assert (row["seeds"], row["failed"]) == ([1], {"0": "the policy has diverged"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,23 +224,35 @@ def test_settings_that_make_no_sense_are_refused(field: str, value: float) -> No
         JudgeTraining(**{field: value})
 
 
-def test_a_loss_that_is_no_number_ends_training_naming_the_step(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
-    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs)
+def test_losses_that_are_no_numbers_end_training_naming_the_step(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
+    """After as many steps in a row as the settings say; one more step would not change the weights either."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs, max_skipped=2)
     trainer.step()
     with torch.no_grad():
         trainer.scorer.model.logit_scale.fill_(torch.inf)
     projection = trainer.scorer.model.text_projection.weight.detach().clone()
-    with pytest.raises(ValueError, match=r"^the (loss|gradient) of step 2: .* lower training\.learning_rate"):
+    row = trainer.step()
+    assert (row["step"], row["loss"], row["grad_norm"]) == (2, None, None)
+    ended = r"^the loss of step 3 is not .* lower training\.learning_rate \(2 steps in a row were skipped for it"
+    with pytest.raises(ValueError, match=ended):
         trainer.step()
-    assert trainer.num_steps == 1
+    assert (trainer.num_steps, trainer.num_skipped) == (2, 2)
     assert torch.equal(trainer.scorer.model.text_projection.weight, projection)
 
 
 def test_a_gradient_that_is_no_number_leaves_the_weights_alone(pairs: PreparedPairs, tiny_spm_folder: Path) -> None:
-    """The loss is one, but at one of the weights the backward pass overflows."""
-    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs)
+    """The loss is one, but at one of the weights the backward pass overflows; later steps train again."""
+    trainer = make_trainer(make_scorer(tiny_spm_folder), pairs, max_skipped=2)
     before = {name: weight.detach().clone() for name, weight in trainer.scorer.model.named_parameters()}
-    trainer.scorer.model.visual_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(ValueError, match=r"^the gradient of step 1: .* no step was taken yet"):
-        trainer.step()
+    hook = trainer.scorer.model.visual_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
+    row = trainer.step()
+    assert math.isfinite(row["loss"])
+    assert row["grad_norm"] is None
     assert all(torch.equal(weight, before[name]) for name, weight in trainer.scorer.model.named_parameters())
+    hook.remove()
+    assert trainer.step()["grad_norm"] > 0
+    assert (trainer.state().num_skipped, trainer.state().num_failures) == (1, 0)
+    trainer.restore(replace(trainer.state(), num_failures=1))
+    trainer.scorer.model.visual_projection.weight.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(ValueError, match=r"^the gradient of step 3 .*start again with a lower training.learning_rate"):
+        trainer.step()

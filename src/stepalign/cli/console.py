@@ -70,7 +70,8 @@ class RoundBars:
         """Move the upper bar and show the round's judge score, or the loss of a judge's training."""
         self._progress.start()
         if "step" in row:
-            self._loss += 0.02 * (row["loss"] - self._loss) if self._loss else row["loss"]
+            if row["loss"] is not None:  # of a step that was not skipped
+                self._loss += 0.02 * (row["loss"] - self._loss) if self._loss else row["loss"]
             done, described = row["step"], f"steps (loss {self._loss:.3f})"
         else:
             score = row["judge_score"]

@@ -56,7 +56,8 @@ class ProgressLines:
         self._first = self._first or (done, now)
         left = _left(done, total, self._first, now)
         if unit == "step":
-            self._loss += 0.02 * (row["loss"] - self._loss) if self._loss else row["loss"]
+            if row["loss"] is not None:  # of a step that was not skipped
+                self._loss += 0.02 * (row["loss"] - self._loss) if self._loss else row["loss"]
             if now - self._printed >= EVERY or done == total:
                 self.note(f"step {done} of {total}: loss {self._loss:.3f}{left}")
             return

@@ -22,7 +22,8 @@ from stepalign.support.config import require
 from stepalign.support.digests import ordered_files_digest, values_digest
 from stepalign.support.images import open_image
 from stepalign.support.parsing import parse_json, read_text
-from stepalign.support.watcher import NullWatcher, Watcher
+from stepalign.support.stopping import check_stop, finishing
+from stepalign.support.watcher import NullWatcher, StoppingWatcher, Watcher
 
 NAMED = 10
 """The most bad images that an error lists."""
@@ -80,19 +81,26 @@ def evaluate_folder(
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
     read_generation(folder)  # these two are refused before the work, not after it
-    with locked(folder, note=watcher.note):
-        return _evaluate(folder, rows, entries, scoring, name, watcher)
+    with locked(folder, note=watcher.note), finishing():
+        return _evaluate(folder, rows, entries, scoring, name, StoppingWatcher(watcher))
 
 
 def _evaluate(
-    folder: Path, rows: list[ImageRow], entries: dict[str, str], scoring: Scoring, name: str | None, watcher: Watcher
+    folder: Path,
+    rows: list[ImageRow],
+    entries: dict[str, str],
+    scoring: Scoring,
+    name: str | None,
+    watcher: StoppingWatcher,
 ) -> dict[str, Any]:
     images, style = inspect(folder, rows, watcher)
     scored, more = _before(folder, rows, images, watcher)
     given: dict[str, Any] = {"images": images, "name": name, "device": scoring.device, "more": more}
     own = [row.prompt for row in rows]
     others = wrong_prompts(own, seed=0) if scoring.wrong_prompts and entries else None
-    for scorer_name, entry in entries.items():
+    for number, (scorer_name, entry) in enumerate(entries.items()):
+        watcher.saved = f"the scores of {number} of {len(entries)} scorers are saved"
+        check_stop(watcher.saved)  # before a scorer is loaded, which takes long
         scorer = load_scorer(entry, device=scoring.device)
         for column, prompts in _columns(scorer_name, scorer, own, others):
             if not _is_due(scored, column, scorer.record, watcher):
@@ -109,6 +117,7 @@ def _evaluate(
             write_scores(folder, _rows(rows, scored.columns))
             write_results(folder, rows, scored, style, **given)
         del scorer  # before the next is loaded
+    watcher.saved = f"the scores of {len(entries)} scorers are saved" if entries else ""
     given["more"] |= measure_sets(folder, rows, scoring.sets, device=scoring.device, watcher=watcher)
     return write_results(folder, rows, scored, style, **given)
 

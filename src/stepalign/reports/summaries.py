@@ -107,7 +107,7 @@ class JudgeSummary(TypedDict):
     reliability: dict[str, Any]
     data: JudgeData
     steps: int
-    final_loss: float
+    final_loss: float | None
     calls: dict[str, int]
     versions: dict[str, str]
     timing: Timing

@@ -197,7 +197,7 @@ def _summarise(progress: JudgeProgress, judge: Scores, began: float) -> JudgeSum
     """The summary of a training whose last evaluation, with the scores of `judge`, began at a moment."""
     parts, recipe, trainer = progress.parts, progress.parts.recipe, progress.parts.trainer
     accuracy, reliability = compare_judges(progress.start, judge, parts.held_out.label, parts.held_out.prompts)
-    tail = [row["loss"] for row in progress.rows[-100:]]
+    tail = [row["loss"] for row in progress.rows[-100:] if row["loss"] is not None]
     seconds = trainer.seconds + time.perf_counter() - began
     return {
         "recipe": recipe.name,
@@ -214,12 +214,12 @@ def _summarise(progress: JudgeProgress, judge: Scores, began: float) -> JudgeSum
         "reliability": reliability,
         "data": _data_summary(parts),
         "steps": trainer.num_steps,
-        "final_loss": sum(tail) / len(tail),
+        "final_loss": sum(tail) / len(tail) if tail else None,
         "calls": {f"training_{name}": num for name, num in trainer.calls.items()},
         "versions": versions(),
         "timing": timing(seconds=seconds, training_seconds=trainer.seconds, device=parts.model.device),
         "prompts_cut": progress.cut,
-        "watch": [sign.row() for sign in judge_signs(progress.rows, accuracy)],
+        "watch": [sign.row() for sign in judge_signs(progress.rows, accuracy, num_skipped=trainer.num_skipped)],
     }
 
 

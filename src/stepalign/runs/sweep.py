@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from stepalign.reports.summaries import load_run_summary
 from stepalign.runs.assemble import assemble
 from stepalign.runs.held_out_rows import read_held_out
@@ -71,7 +73,8 @@ def run_sweep(
 def _do_runs(job: Run, runs: list[tuple[str, Recipe]]) -> dict[str, str]:
     """Do the runs that are not done; returns, by directory, why runs have failed.
 
-    With several processes a failure ends the sweep, since it may be that of one process alone.
+    A failure that the next run would meet too, such as a full disk, ends the sweep, and so does any failure of several
+    processes, since it may be that of one process alone.
     """
     identities: dict[str, Identity] = {}
     failures: dict[str, str] = {}
@@ -84,8 +87,8 @@ def _do_runs(job: Run, runs: list[tuple[str, Recipe]]) -> dict[str, str]:
             done = f"{number} of {len(runs)} runs of the sweep are done"
             stopped.saved = f"{done}; of the next, {stopped.saved}" if stopped.saved else done
             raise
-        except (ValueError, RuntimeError, OSError, MemoryError) as error:
-            if processes().num_processes > 1:
+        except (ValueError, torch.OutOfMemoryError) as error:
+            if processes().num_processes > 1 or isinstance(error.__cause__, OSError):
                 raise
             failures[name] = str(error) or type(error).__name__
             job.watcher.note(f"{name} failed: {failures[name]}")

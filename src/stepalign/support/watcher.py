@@ -1,16 +1,19 @@
-"""Progress of a command: what a run reports while it works, and to whom."""
+"""Watchers: objects that a run reports its progress to."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
+
+from stepalign.support.stopping import check_stop
 
 
 @runtime_checkable
 class Watcher(Protocol):
-    """Is told how a run gets on."""
+    """Receives the progress of a run."""
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Part of a round or of the evaluation is done."""
+        """A part of a round or of the evaluation is done."""
         ...
 
     def round(self, row: dict[str, Any], total: int) -> None:
@@ -23,10 +26,32 @@ class Watcher(Protocol):
 
 
 class NullWatcher:
-    """A watcher that says nothing."""
+    """A watcher that reports nothing."""
 
     def phase(self, name: str, done: int, total: int) -> None: ...
 
     def round(self, row: dict[str, Any], total: int) -> None: ...
 
     def note(self, message: str) -> None: ...
+
+
+@dataclass(slots=True)
+class StoppingWatcher:
+    """A watcher at whose phases a signal ends the work; the work runs inside `stopping.finishing`."""
+
+    inner: Watcher
+    saved: str = ""
+    """The results that are on disk, for the line that ends the command."""
+
+    def phase(self, name: str, done: int, total: int) -> None:
+        """Report progress, then raise Stopped where a signal asked for it."""
+        self.inner.phase(name, done, total)
+        check_stop(self.saved)
+
+    def round(self, row: dict[str, Any], total: int) -> None:
+        """Report a round."""
+        self.inner.round(row, total)
+
+    def note(self, message: str) -> None:
+        """Pass on a line."""
+        self.inner.note(message)

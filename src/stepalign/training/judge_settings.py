@@ -25,13 +25,15 @@ class JudgeTraining:
     """Linear warm-up, then linear decay to zero."""
     weight_decay: float = 0.3
     max_grad_norm: float = 1.0
+    max_skipped: int = 5
+    """Steps in a row whose gradient is not finite after which the run stops; each is skipped, and changes nothing."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of the judge's forward passes; its weights, gradients and scores are fp32."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "micro_batch"):
+        for name in ("num_steps", "batch_size", "micro_batch", "max_skipped"):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         for name in ("num_warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"training.{name}", getattr(self, name), "at least 0")

@@ -22,7 +22,7 @@ from torch import Tensor
 from stepalign.core.seeding import EpochOrder, PromptNoise, Purpose, generator_for
 from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer, agreement
-from stepalign.support.finite import check_finite
+from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.parallel import processes, together
 from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS, JudgeTraining
 
@@ -39,6 +39,10 @@ class JudgeState:
     calls: dict[str, int]
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    num_skipped: int = 0
+    """Steps left out because their gradient was not finite."""
+    num_failures: int = 0
+    """Of those, the ones at the end in a row."""
 
 
 def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -69,29 +73,33 @@ class JudgeTrainer:
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
         )
         self.order = EpochOrder(len(pairs), seed=seed, purpose=Purpose.JUDGE_ORDER)
-        self.num_steps = 0
+        self.num_steps = self.num_skipped = self.num_failures = 0
         self.seconds = 0.0
         self.calls: Counter[str] = Counter()
 
     def step(self) -> dict[str, Any]:
-        """Do one optimizer step and return its row of metrics."""
+        """Do one optimizer step and return its row of metrics.
+
+        A step whose loss or gradient is not finite changes no weight and has no loss and no norm in its row; raises
+        NotFinite after `max_skipped` of them in a row.
+        """
         start = time.perf_counter()
         size, rank, world = self.config.batch_size, self.processes.process_index, self.processes.num_processes
         positions = range(self.num_steps * size, (self.num_steps + 1) * size)
         weight = self.pairs.weight[[self.order[position] for position in positions]].sum().item()
         sums = self._sum(together(lambda: self._accumulate(list(positions)[rank::world], weight)))
-        check_finite(sums[:1], f"the loss of step {self.num_steps + 1}", self._remedy())
         loss, right, decided = sums.tolist()
         rate = self.config.learning_rate * linear_schedule(
             self.num_steps, self.config.num_warmup_steps, self.config.num_steps
         )
-        grad_norm = self._update(rate)
+        grad_norm = self._update(rate, loss)
         for calls in gather_object([self.scorer.take_calls()]):
             self.calls.update(calls)
         self.num_steps += 1
         self.seconds += time.perf_counter() - start
         accuracy = right / decided if decided else None
-        row = {"step": self.num_steps, "loss": loss, "accuracy": accuracy, "learning_rate": rate}
+        shown = loss if math.isfinite(loss) else None
+        row = {"step": self.num_steps, "loss": shown, "accuracy": accuracy, "learning_rate": rate}
         return row | {"grad_norm": grad_norm, "seconds": round(self.seconds, 3)}
 
     def state(self) -> JudgeState:
@@ -103,6 +111,8 @@ class JudgeTrainer:
             calls=dict(self.calls),
             model=self.scorer.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
+            num_skipped=self.num_skipped,
+            num_failures=self.num_failures,
         )
 
     def restore(self, state: JudgeState) -> None:
@@ -112,6 +122,7 @@ class JudgeTrainer:
         self.scorer.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
         self.num_steps, self.seconds = state.num_steps, state.seconds
+        self.num_skipped, self.num_failures = state.num_skipped, state.num_failures
         self.calls = Counter(state.calls)
 
     def _accumulate(self, positions: list[int], total_weight: float) -> Float[Tensor, "3"]:
@@ -144,8 +155,8 @@ class JudgeTrainer:
         text.backward(leaf.grad)
         return sums
 
-    def _update(self, rate: float) -> float:
-        """One optimizer step with the gradients of all processes; returns their norm."""
+    def _update(self, rate: float, loss: float) -> float | None:
+        """One optimizer step with the gradients of all processes; returns their norm, None for a step left out."""
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -153,7 +164,9 @@ class JudgeTrainer:
         norm = torch.nn.utils.get_total_norm(
             [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
         )
-        check_finite(norm, f"the gradient of step {self.num_steps + 1}", self._remedy())
+        if not (math.isfinite(loss) and norm.isfinite()):
+            self._skip("gradient" if math.isfinite(loss) else "loss")
+            return None
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -161,11 +174,23 @@ class JudgeTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         largest = torch.nn.utils.get_total_norm(self.parameters, norm_type=math.inf)
         check_finite(largest, f"the weights after step {self.num_steps + 1}", "lower training.learning_rate")
+        self.num_failures = 0
         return norm.item()
+
+    def _skip(self, part: str) -> None:
+        """Leave out a step whose loss or gradient is not finite; raises NotFinite after too many in a row."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.num_skipped += 1
+        self.num_failures += 1
+        if self.num_failures >= self.config.max_skipped:
+            raise NotFinite(
+                f"the {part} of step {self.num_steps + 1} is not a finite number; {self._remedy()} "
+                f"({self.num_failures} steps in a row were skipped for it, training.max_skipped)"
+            )
 
     def _remedy(self) -> str:
         """What to try where a loss or gradient is not finite."""
-        if self.num_steps == 0:
+        if self.num_steps + 1 == self.num_skipped:
             return "no step was taken yet: check the files of judge.start and the pairs"
         return "training has diverged: start again with a lower training.learning_rate"
 

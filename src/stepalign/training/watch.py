@@ -157,13 +157,16 @@ def _unmoved(rows: list[Row], recent: list[Row], watch: Watch) -> list[tuple[str
     ]
 
 
-def judge_signs(rows: list[Row], accuracy: list[Row]) -> list[Sign]:
+def judge_signs(rows: list[Row], accuracy: list[Row], *, num_skipped: int = 0) -> list[Sign]:
     """The signs that a judge's training learned nothing.
 
     `rows` are those of its steps, `accuracy` the held-out accuracy by timestep, with the difference to the model that
-    training began with and its interval.
+    training began with and its interval; `num_skipped` steps had a gradient that is not finite.
     """
     step, found = rows[-1]["step"], []
+    if num_skipped:
+        message = f"{num_skipped} of {step} steps had a gradient that is not a finite number and were skipped"
+        found.append(Sign("steps skipped", step, f"{message}; lower training.learning_rate"))
     shares = [row["accuracy"] for row in rows]
     if all(share is None for share in shares):
         message = f"all pairs of {step} steps were ties, which have no order to learn; check the labels of data.pairs"
