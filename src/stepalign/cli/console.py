@@ -49,7 +49,7 @@ class RoundBars:
         self._rounds = self._progress.add_task("rounds", total=None, visible=rounds)
         self._phase = self._progress.add_task("", total=None)
         self._loss = 0.0
-        """Of a judge's training, averaged over about 50 steps."""
+        """Loss of a judge's training, averaged over about 50 steps."""
 
     def __enter__(self) -> RoundBars:
         return self
@@ -59,7 +59,7 @@ class RoundBars:
             self._progress.stop()
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Move the lower bar; the first call shows both, so that a run which cannot start prints its error alone."""
+        """Move the lower bar; the first call shows both, so that a run that cannot start prints its error alone."""
         self._progress.start()
         description = PHASES[name]
         if self._progress.tasks[self._phase].description != description:
@@ -122,8 +122,7 @@ def quieten() -> None:
 
 
 def progress_bars(*, rounds: bool = True) -> RoundBars | ProgressLines:
-    """Bars on the main process's standard error, or lines where that is no terminal; without `rounds` for work that has
-    none."""
+    """Bars on the standard error of the main process, or lines without a terminal; `rounds` adds the bar over rounds."""
     from stepalign.support.parallel import processes
 
     console = Console(stderr=True, quiet=not processes().is_main_process)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from stepalign.cli.command import Command
 
@@ -18,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_env(arguments: argparse.Namespace) -> int:
     """Print versions and devices."""
+    from importlib.metadata import PackageNotFoundError, version
+
     import torch
 
     from stepalign.support.reproducibility import mkl_warning, processor

@@ -1,4 +1,4 @@
-"""Progress as lines of text, for logs and pipes: one per round, or every half minute."""
+"""Progress as lines of text, for logs and pipes: one per round, and one every half minute within a round."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 EVERY = 30.0
 """Seconds between lines within a round."""
 WORTH_A_LINE = 2.0
-"""Seconds of work whose end is a line of its own."""
+"""Seconds of work after which its end gets a line of its own."""
 
 
 class ProgressLines:
@@ -25,12 +25,12 @@ class ProgressLines:
         self._phases = phases
         self._clock = clock
         self._printed = clock()
-        """When the last line was."""
+        """Time of the last line."""
         self._phase = ""
         self._began = (0, clock())
-        """What was done when this phase was first seen, and when."""
+        """Progress and time at the first call of this phase."""
         self._first: tuple[int, float] | None = None
-        """The same of rounds, or of a judge's steps."""
+        """The same for rounds, or for a judge's steps."""
         self._loss = 0.0
 
     def __enter__(self) -> ProgressLines:
@@ -39,7 +39,7 @@ class ProgressLines:
     def __exit__(self, *_: object) -> None: ...
 
     def phase(self, name: str, done: int, total: int) -> None:
-        """Part of a round or of other work is done."""
+        """Report progress within a round or other work."""
         now = self._clock()
         if name != self._phase:
             self._phase, self._began = name, (done, now)
@@ -50,7 +50,7 @@ class ProgressLines:
             self.note(f"{self._phases[name].strip()}: {done}{of}{left}")
 
     def round(self, row: dict[str, Any], total: int) -> None:
-        """A round, or a step of a judge's training, is done; steps are many, so they share lines."""
+        """Report a finished round, or a step of a judge's training; steps are many, so they share lines."""
         now, unit = self._clock(), "step" if "step" in row else "round"
         done = row[unit]
         self._first = self._first or (done, now)
@@ -72,7 +72,7 @@ class ProgressLines:
 
 
 def _left(done: int, total: int, began: tuple[int, float], now: float) -> str:
-    """The time left at the pace since the beginning, in words; nothing where that says nothing."""
+    """The time left at the pace so far, as text; empty before any progress and at the end."""
     first, since = began
     if not first < done < total:
         return ""

@@ -1,4 +1,4 @@
-"""Checks of a recipe that need no weights and no hub: whether the files and names in it can be, and fit one another."""
+"""Checks of a recipe before weights are loaded or the hub is asked: files, names, and parts that fit together."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from stepalign.support.tensor_files import weight_files
 from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS
 
 OF_THE_MINIATURE = ("tokenizer/vocab.json", "unet/config.json")
-"""Files by which a copy of the miniature is known."""
+"""Files by which a copy of the miniature is recognised."""
 UNKNOWN_WORDS = 5
-"""The most words that a note lists."""
+"""Most words that a note lists."""
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raise ValueError for what a run needs and cannot be had."""
+    """Raise ValueError for a part of the recipe that cannot exist or does not fit the others."""
     check_base(recipe.model, recipe.base)
     check_judge(recipe.judge)
     check_scorers(recipe.evaluation.scorers, "evaluation.scorers")
@@ -43,7 +43,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_base(name: str, base: FrozenModel) -> None:
-    """Raise ValueError for a base model, its config or its VAE that is not there."""
+    """Raise ValueError for a base model, config or VAE that does not exist."""
     check_names(str(miniature.MODEL) if name == MINIATURE else name, config=base.config, vae=base.vae)
     if base.vae == SDXL_VAE and family_of(name) == "sd":
         raise ValueError(
@@ -52,7 +52,7 @@ def check_base(name: str, base: FrozenModel) -> None:
 
 
 def check_judge(choice: JudgeChoice) -> None:
-    """Raise ValueError for a judge that is not there or has a file missing."""
+    """Raise ValueError for a judge that does not exist or lacks a file."""
     path = choice.path
     if path == MINIATURE:
         return
@@ -76,7 +76,7 @@ def check_judge(choice: JudgeChoice) -> None:
 
 
 def check_checkpoint(path: Path, field: str) -> None:
-    """Raise ValueError for a file that is neither torch's zip archive nor a pickle, by how it begins."""
+    """Raise ValueError for a file whose first bytes are neither torch's zip archive nor a pickle."""
     with path.open("rb") as file:
         begins = file.read(4)
     if not begins.startswith((b"PK\x03\x04", b"\x80")):
@@ -84,13 +84,13 @@ def check_checkpoint(path: Path, field: str) -> None:
 
 
 def check_folder(name: str | None, field: str) -> None:
-    """Raise ValueError for a name that is no folder on this machine, no hub id and not the miniature's."""
+    """Raise ValueError for a name that is neither a local folder nor a hub id nor "miniature"."""
     if name is not None and name != MINIATURE:
         hub.check_folder(name, field)
 
 
 def check_scorers(entries: Iterable[str], field: str) -> None:
-    """Raise ValueError for scorers NAME=PATH whose weights are not there."""
+    """Raise ValueError for scorers NAME=PATH with a path that does not exist."""
     for entry in entries:
         name, _, source = entry.partition("=")
         path = Path(source).expanduser()
@@ -101,7 +101,7 @@ def check_scorers(entries: Iterable[str], field: str) -> None:
 
 
 def check_prompts(prompts: Iterable[str], field: str) -> None:
-    """Raise ValueError for a prompt that no tokenizer can read."""
+    """Raise ValueError for a prompt that is not valid Unicode."""
     for number, prompt in enumerate(prompts, 1):
         check_text(prompt, f"{field}: number {number}")
 
@@ -120,7 +120,7 @@ def check_device(name: str) -> None:
 
 
 def notes_on(recipe: Recipe, prompts: Iterable[str]) -> list[str]:
-    """What is worth a warning of a recipe and its prompts: settings made for another model."""
+    """Warnings about a recipe and its prompts: settings made for another model."""
     notes = []
     model, judge, family = public_name(recipe.model), recipe.judge.path, family_of(recipe.model)
     full_names = {"sd": "Stable Diffusion 1.x or 2.x", "sdxl": "SDXL"}
@@ -144,7 +144,7 @@ def notes_on(recipe: Recipe, prompts: Iterable[str]) -> list[str]:
 
 
 def notes_on_prompts(prompts: Iterable[str]) -> list[str]:
-    """What is worth a warning of prompts for the miniature, which knows the words of its captions only."""
+    """Warnings about prompts with words that the miniature, trained on its captions only, does not know."""
     known = {
         word for caption in (part for split in world.split_captions() for part in split) for word in caption.split()
     }
@@ -160,7 +160,7 @@ def notes_on_prompts(prompts: Iterable[str]) -> list[str]:
 
 
 def family_of(name: str) -> str | None:
-    """ "sd" or "sdxl" by a folder's index or a known hub id; None where that takes more than a look."""
+    """ "sd" or "sdxl" by a folder's index or a known hub id; None if neither tells."""
     if name == MINIATURE:
         return "miniature"
     if name == SDXL:

@@ -1,4 +1,4 @@
-"""Recipes of a judge's training, as values, and the named ones."""
+"""Judge recipes: all settings of a judge's training as one frozen value, and the named recipes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 @dataclass(frozen=True, slots=True)
 class PairData:
-    """Where preferences come from, and what is made of them."""
+    """Preference pairs and their preparation."""
 
     pairs: str | None = None
     """A hub dataset, a .jsonl or .parquet file, a folder of parquet files, one with win/ and lose/, or "miniature"."""
     split: str = "train"
-    """Of a dataset."""
+    """Split of a hub dataset."""
     streaming: bool = False
-    """Read a dataset as it comes, without keeping its pictures."""
+    """Read a hub dataset as a stream, without keeping its images."""
     num_rows: int | None = None
     """Rows taken, from the first; all by default."""
     allow_outside: bool = False
     """Read images that rows name outside the folder of their file (absolute paths, .., symbolic links); also of
     evaluation.pairs."""
     max_bad: float = 0.01
-    """Share of rows that may be unusable (a corrupt picture, an empty caption); with more the training stops."""
+    """Largest share of unusable rows (a corrupt image, an empty caption); above it the training stops."""
     relabel_with: str | None = None
-    """A PickScore-like scorer (folder, hub id or "miniature") whose preferences replace people's, once."""
+    """A PickScore-like scorer (folder, hub id or "miniature") whose preferences replace the people's."""
     tie_gap: float = 0.1
-    """Relabelled pairs are ties when the two probabilities differ by no more."""
+    """Relabelled pairs whose two probabilities differ by no more than this are ties."""
     cache: str = "~/.cache/stepalign/pairs"
-    """Where latents and prompt embeddings are kept, to be used again by other runs."""
+    """Folder of the latents and prompt embeddings, which later runs reuse."""
     encode_batch: int = 8
-    """Pairs through the VAE at once when the cache is made."""
+    """Pairs encoded by the VAE at once while the cache is made."""
 
     def __post_init__(self) -> None:
         require(self.num_rows is None or self.num_rows >= 1, "data.num_rows", self.num_rows, "at least 1")
@@ -50,35 +50,36 @@ class PairData:
 
 @dataclass(frozen=True, slots=True)
 class JudgeModel:
-    """What is trained."""
+    """The model of the judge."""
 
     start: str = PICKSCORE
-    """The CLIP to begin with: folder or hub id with tokenizer, or "miniature"."""
+    """CLIP to start from: folder or hub id with tokenizer, or "miniature"."""
     timestep_conditioning: bool = True
-    """False trains plain CLIP on noisy pictures, blind to the timestep (SPO Table 5)."""
+    """False trains a plain CLIP on noisy images, blind to the timestep (SPO Table 5)."""
     preprocessing: Preprocessing = "clamp-first"
-    """How decoded pictures become the judge's input, kept with the judge: "clamp-first" (fp32; clamp, resize,
-    clamp; SPO's released training) or "resize-first" (fp16; resize, clamp; SPO's released scorer)."""
+    """Preprocessing of decoded images, saved with the judge: "clamp-first" (fp32; clamp, resize, clamp; SPO's released
+    training) or "resize-first" (fp16; resize, clamp; SPO's released scorer)."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Which pairs a judge is measured on, at which noise levels."""
+    """Held-out pairs, and the timesteps at which the accuracy of the judge is measured on them."""
 
     pairs: str | None = None
     """Source of held-out pairs, in the forms of data.pairs, with people's labels; by default a share of the training
     prompts is held out, whose labels are the training's."""
     split: str = "train"
-    """Of a dataset."""
+    """Split of a hub dataset."""
     share: float = 0.05
-    """Of the distinct prompts, held out with all their pairs when there is no source of held-out pairs."""
+    """Share of the distinct prompts that is held out, with all their pairs, without a source of held-out pairs."""
     num_pairs: int = 2000
-    """Pairs measured, at most."""
+    """Largest number of pairs that are scored."""
     timesteps: tuple[int, ...] = (0, 251, 501, 701, 951)
+    """Timesteps at which the accuracy is measured."""
     batch_size: int = 8
-    """Pairs at once in one process."""
+    """Pairs scored at once in one process."""
     seed: int = 0
-    """Of the noise; judges measured with the same seed saw the same inputs."""
+    """Seed of the noise; with the same seed judges are measured on the same inputs."""
 
     def __post_init__(self) -> None:
         require(0 < self.share < 1, "evaluation.share", self.share, "above 0 and below 1")
@@ -92,23 +93,23 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class JudgeRecipe:
-    """Everything that decides a judge's training."""
+    """All settings of a judge's training."""
 
     name: str
-    """What the run is called in its reports."""
+    """Name of the run in its reports."""
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    """The base model it will judge: diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
+    """Base model whose steps are judged: diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
     seed: int = 0
-    """Of the order of the pairs, their timesteps and their noise."""
+    """Seed of the order of the pairs, their timesteps and their noise."""
     base: FrozenModel = field(default_factory=FrozenModel)
     judge: JudgeModel = field(default_factory=JudgeModel)
     data: PairData = field(default_factory=PairData)
     training: JudgeTraining = field(default_factory=JudgeTraining)
     evaluation: HeldOut = field(default_factory=HeldOut)
     checkpoint_every: int = 500
-    """Steps between checkpoints; one of a ViT-H judge takes 16 GB."""
+    """Steps between checkpoints; a checkpoint of a ViT-H judge takes 16 GB."""
     export: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the judge's file."""
+    """Precision of the weights in the judge's file."""
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "at least 0")

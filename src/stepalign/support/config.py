@@ -48,9 +48,9 @@ def override(value: T, changes: Mapping[Any, Any], prefix: str = "") -> T:
 def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> T:
     """A named recipe, or the recipe in a YAML file, which may start from a named one under `recipe:`.
 
-    `blank` makes the one that a file without `recipe:` starts from, out of the file's name. Raises ValueError for an
-    unknown name or key, naming the nearest, and for a value of the wrong kind. Paths that begin with ./ or ../ are
-    relative to the file where they exist as seen from it.
+    `blank` makes the recipe that a file without `recipe:` starts from, given the file's name. Raises ValueError for an
+    unknown name or key, naming the nearest, and for a value of the wrong type. A path that begins with ./ or ../ is
+    relative to the file if it exists there.
     """
     if name in known:
         return known[name]
@@ -78,18 +78,18 @@ def change(recipe: T, values: Mapping[Any, Any]) -> T:
 
 
 def to_yaml(recipe: Any) -> str:
-    """The whole recipe, as `load_named` reads it."""
+    """The whole recipe as YAML that `load_named` reads."""
     return yaml.safe_dump(to_plain(recipe), sort_keys=False, allow_unicode=True)
 
 
 def absolute_path(name: str) -> str:
-    """What is a file or folder here, named from the root, so that it is found from any directory; else unchanged."""
+    """The absolute path of an existing file or folder; any other name unchanged."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
 
 def public_name(name: str) -> str:
-    """A name for readers elsewhere: of a path on this machine only its last part."""
+    """A name without this machine's folders: the last part of an absolute path, any other name unchanged."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
@@ -123,13 +123,13 @@ def parse_flags(words: Sequence[str]) -> dict[str, Any]:
 
 
 def check_directory_name(name: str, what: str) -> None:
-    """Raise ValueError for a name, which may come from somebody else's file, that would lead out of a directory."""
+    """Raise ValueError for a recipe's name that is no plain directory name, and so could lead out of one."""
     if name in ("", ".", "..") or any(sign in name for sign in "/\\:") or not name.isprintable():
         raise ValueError(f"{what}: the recipe's name {name!r} cannot name a directory")
 
 
 def require(holds: bool, field: str, value: object, what: str) -> None:
-    """Raise ValueError, naming a field and what it must be, unless a condition holds."""
+    """Raise ValueError with the field, its value and the requirement unless a condition holds."""
     if not holds:
         raise ValueError(f"{field} must be {what}, got {value}")
 

@@ -1,6 +1,6 @@
-"""Exceptions as one line and an exit status: 1 failed, 2 a command that makes no sense, 128 + n ended by signal n.
+"""Exceptions as one line and an exit status: 1 failure, 2 invalid command line, 128 + n stopped by signal n.
 
-What a user, a file, a disk or memory can cause is explained; of anything else the traceback goes to a file.
+Errors that a user, a file, a disk or memory can cause are explained; the traceback of any other goes to a file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from stepalign.support.stopping import Stopped
 
 TRACEBACK = "traceback.txt"
 MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
-"""Files that tell a directory of ours: only there, or in the system's temporary folder, a traceback is written."""
+"""Files that mark a directory as an output of stepalign; a traceback is written only there or in a temporary file."""
 LONGEST = 1200
-"""Characters of a line; a prompt or a list of tensors may be of any length."""
+"""Most characters of a message; a prompt or a list of tensors can have any length."""
 MEMORY_ADVICE = "free some, or use a machine with more of it"
 """Advice where a command has no settings that lower its use of memory."""
 OUT_OF_MEMORY = re.compile(
@@ -42,17 +42,17 @@ LOST_PROCESS = re.compile(
     re.IGNORECASE,
 )
 UNSAFE_ADVICE = re.compile(r"Weights only load failed.*", re.DOTALL)
-"""torch recommends to run what a file holds."""
+"""torch's advice to load a file with the code in it."""
 
 
 class UsageError(Exception):
-    """A command line that names no command, or words that no command takes."""
+    """A command line without a known command, or with words that its command does not take."""
 
 
 def report(
     error: BaseException, *, output: Path | None, resumable: bool = False, memory_advice: str = MEMORY_ADVICE
 ) -> int:
-    """Print the one line that a user needs and return the exit status; only an unexpected error writes a file.
+    """Print an error as one line and return the exit status; only an unexpected error writes a file.
 
     `output` is the command's directory, `resumable` states whether the same command continues what it left there.
     """
@@ -73,7 +73,7 @@ def report(
 
 
 def say(line: str) -> None:
-    """Print one line on standard error, with nothing in it that a terminal would act on."""
+    """Print one line on standard error, without control characters."""
     rank = "" if _is_main_process() else f" (process {os.environ['RANK']})"
     with suppress(OSError):  # a closed terminal has nobody to tell
         print(f"stepalign{rank}: {one_line(line)}", file=sys.stderr, flush=True)
@@ -86,7 +86,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text as one line of bounded length; what cannot be printed is spelled out."""
+    """Text as one line of bounded length, with escapes for characters that cannot be printed."""
     text = " ".join(UNSAFE_ADVICE.sub("the file holds more than tensors", text).split())
     shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
     half = LONGEST // 2
@@ -94,7 +94,7 @@ def one_line(text: str) -> str:
 
 
 def prepare_output() -> None:
-    """Let standard output and error print any text, whatever their encoding lacks."""
+    """Let standard output and error escape characters that their encoding lacks."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # replaced or closed by whoever runs us
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -108,7 +108,7 @@ def _explain(error: BaseException, output: Path | None, again: str, memory_advic
         return "; ".join(filter(None, (str(error), error.saved, again))), error.status
     if isinstance(error, KeyboardInterrupt):
         return f"stopped; {again}", 130
-    for cause in _causes(error):  # also below a message that blames the file which was being read
+    for cause in _causes(error):  # also under a message about the file that was being read
         if _is_out_of_memory(cause):
             return f"memory ran out ({_first_line(cause)}); try {memory_advice}", 1
         if _is_disk_full(cause):
@@ -116,7 +116,7 @@ def _explain(error: BaseException, output: Path | None, again: str, memory_advic
     if _lost_process(error):
         return f"another process of this command ended ({_first_line(error)}); {again}", 1
     if isinstance(error, RecursionError):
-        return f"something that was read is nested too deeply ({_first_line(error)})", 1
+        return f"a file is nested too deeply ({_first_line(error)})", 1
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
         return f"the Hugging Face hub cannot be reached ({_first_line(error)})", 1
     if isinstance(error, ValueError):
@@ -127,7 +127,7 @@ def _explain(error: BaseException, output: Path | None, again: str, memory_advic
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those it was raised from."""
+    """An error and the errors that caused it."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -151,7 +151,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def _lost_process(error: BaseException) -> bool:
-    """Whether an error of torch.distributed says that another process is gone."""
+    """Whether an error of torch.distributed reports that another process has ended."""
     if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
         return False
     return isinstance(error, RuntimeError) and bool(LOST_PROCESS.search(f"{type(error).__name__} {error}"))
@@ -172,7 +172,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _write_traceback(error: BaseException, output: Path | None) -> Path | None:
-    """The file with an error's traceback: in the command's own directory if there is one, else a temporary one."""
+    """The file with an error's traceback: in the command's output directory if it is ours, else a temporary file."""
     text = "".join(traceback.format_exception(error))
     encoded = text.encode("utf-8", "backslashreplace")
     if output is not None and any((output / marker).is_file() for marker in MARKERS):
@@ -188,7 +188,7 @@ def _write_traceback(error: BaseException, output: Path | None) -> Path | None:
 
 
 def _broken_pipe() -> int:
-    """Whoever read our output has seen enough: be quiet, also when Python flushes it at exit."""
+    """The status after the reader of our output has closed it; nothing more is printed, not even at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):

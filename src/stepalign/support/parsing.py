@@ -1,6 +1,6 @@
-"""Text, JSON and YAML from files of anybody: read as UTF-8, with every fault a ValueError that names the file.
+"""Text, JSON and YAML from untrusted files: UTF-8 only, every fault a ValueError that names the file.
 
-Lines end in \\n, \\r\\n or \\r; a byte order mark at the beginning is left out.
+Lines end in \\n, \\r\\n or \\r; a byte order mark at the start is dropped.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import yaml
 from stepalign.support.local_files import file_size
 
 MAX_BYTES = 2**28
-"""Of a text file."""
+"""Largest size of a text file."""
 MAX_LINE = 2**20
-"""Characters in a line of JSON."""
+"""Most characters in a line of JSON."""
 WIDE_MARKS = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """Byte order marks of UTF-16 and UTF-32."""
 MAX_DEPTH = 50
-"""Levels of lists and mappings in YAML; a recipe has 3, a sweep 6."""
+"""Most levels of lists and mappings in YAML; a recipe has 3, a sweep 6."""
 MAX_VALUES = 100_000
-"""Values in YAML once its aliases are written out; nine lines of aliases can stand for a billion."""
+"""Most values in YAML with its aliases expanded; nine lines of aliases can expand to a billion."""
 NOTHING = ("none", "null", "~")
-"""Ways to write that there is no value, in any case of letters, wherever one can be left out."""
+"""Words for a missing optional value, in any case of letters."""
 
 
 def is_nothing(value: object) -> bool:
-    """Whether a value says that there is none: null, None, none or ~."""
+    """Whether a value is None or a word for it: null, None, none or ~."""
     return value is None or (isinstance(value, str) and value.lower() in NOTHING)
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file; raises ValueError, beginning with `what`, when it is missing, no regular file, longer than
+    """The text of a file; raises ValueError, beginning with `what`, if the file is missing, not regular, longer than
     `MAX_BYTES` or not UTF-8."""
     try:
         size = file_size(path)
@@ -57,7 +57,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def is_wide(content: bytes) -> bool:
-    """Whether a text is in UTF-16 or UTF-32, by its mark or its first character."""
+    """Whether a text is UTF-16 or UTF-32, by its byte order mark or its first character."""
     return content.startswith(WIDE_MARKS) or (len(content) > 1 and 0 in content[:2])
 
 
@@ -72,9 +72,9 @@ def parse_json(text: str | bytes, what: str) -> Any:
 
 
 def json_lines(text: str, what: str, *, longest: int = MAX_LINE) -> Iterator[tuple[str, Any]]:
-    """Where each line of a JSONL text stands, such as "FILE line 3", and its value; blank lines are left out.
+    """The location of each line of a JSONL text, such as "FILE line 3", and its value; blank lines are skipped.
 
-    Raises ValueError naming the line that is no JSON or has more than `longest` characters.
+    Raises ValueError naming a line that is not JSON or has more than `longest` characters.
     """
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -86,7 +86,7 @@ def json_lines(text: str, what: str, *, longest: int = MAX_LINE) -> Iterator[tup
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text; raises ValueError, beginning with `what`, also for what would not fit into memory."""
+    """The value of a YAML text; raises ValueError, beginning with `what`, also for one that expands beyond memory."""
     try:
         _check_depth(text, what)
         loader = yaml.SafeLoader(text)
@@ -135,7 +135,7 @@ def _check_depth(text: str, what: str) -> None:
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for, those of an alias counted wherever it is; raises ValueError for a circle."""
+    """Number of values under a node with aliases expanded; raises ValueError for an alias inside its own value."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise ValueError("an alias refers to what it is part of")

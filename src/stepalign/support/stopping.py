@@ -1,8 +1,8 @@
-"""Stopping when a signal asks for it: SIGINT (ctrl-C), SIGTERM and SIGHUP end a command at its next safe point.
+"""Graceful stops: SIGINT (ctrl-C), SIGTERM and SIGHUP end a command at its next safe point.
 
-Work that has something to save runs inside `finishing()` and calls `check_stop()` where it may end: the first signal is
-then only noted, and `check_stop` raises `Stopped`. Anywhere else the first signal raises `Stopped` where it arrives.
-A second signal ends the process at once. Without `stop_on_signals`, which the command line uses, nothing is changed.
+Work with something to save runs inside `finishing()` and calls `check_stop()` where it may end: the first signal is
+then only recorded, and `check_stop` raises `Stopped`. Anywhere else the first signal raises `Stopped` on arrival. A
+second signal ends the process at once. Only inside `stop_on_signals`, which the command line uses, are signals handled.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from types import FrameType
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 """Windows has no SIGHUP."""
 REPEATS = 0.1
-"""Seconds in which the same request may arrive twice: `timeout` signals its child and then its whole group."""
+"""Seconds in which one request can arrive twice: `timeout` signals its child and then its whole group."""
 FORWARDED = 5.0
-"""The same for a process that a launcher started, which passes on what the terminal has sent to everybody."""
+"""The same for a process of a launcher, which forwards signals that the terminal has already sent to the group."""
 SHOW_CURSOR = "\x1b[?25h"
 
 
 class Stopped(BaseException):
-    """A command ended early because a signal asked for it; no `except Exception` takes it for a fault."""
+    """A command ended early by a signal; a BaseException, so that no `except Exception` catches it."""
 
     def __init__(self, signum: int, saved: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.saved = saved
-        """What is on disk, for people: "round 3 of 16 is saved"."""
+        """The saved progress, as a message: "round 3 of 16 is saved"."""
 
     @property
     def status(self) -> int:
-        """The exit status that shells give to a process ended by this signal: 130, 143 or 129."""
+        """The exit status of a process that this signal ended: 130, 143 or 129."""
         return 128 + self.signum
 
 
 @dataclass(slots=True)
 class _Request:
-    """What has been asked of this process so far."""
+    """The signals that this process has received."""
 
     signum: int | None = None
     since: float = 0.0
@@ -55,7 +55,7 @@ _request = _Request()
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Handle the signals while the block runs; only the main thread can, and an ignored signal stays ignored."""
+    """Handle the signals while the block runs, in the main thread only; an ignored signal stays ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -89,7 +89,7 @@ def stop_requested() -> int:
 
 
 def check_stop(saved: str = "") -> None:
-    """Raise Stopped, with what is on disk, when a signal has asked this process to stop."""
+    """Raise Stopped, with the saved progress, if a signal has asked this process to stop."""
     if _request.signum is not None:
         raise Stopped(_request.signum, saved)
 
@@ -105,7 +105,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
 
 
 def _exit_now(signum: int) -> None:
-    """End the process without unwinding it, which may wait for a network or a disk."""
+    """End the process without unwinding, which could wait for a network or a disk."""
     cursor = SHOW_CURSOR if sys.stderr.isatty() else ""
     line = f"{cursor}stepalign: stopped at once by {signal.Signals(signum).name}\n"
     os.write(2, line.encode())

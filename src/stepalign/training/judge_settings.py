@@ -12,7 +12,7 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True, slots=True)
 class JudgeTraining:
-    """How the judge trains; the defaults are the paper's for Stable Diffusion 1.5."""
+    """Optimization of the judge; the defaults are the paper's for Stable Diffusion 1.5."""
 
     num_steps: int = 8000
     """Optimizer steps."""
@@ -21,14 +21,17 @@ class JudgeTraining:
     micro_batch: int = 8
     """Pairs in one forward and backward pass of one process; gradients accumulate over the rest."""
     learning_rate: float = 3e-6
+    """Largest learning rate, after the warm-up."""
     num_warmup_steps: int = 500
-    """Linear warm-up, then linear decay to zero."""
+    """Steps of linear warm-up; a linear decay to zero follows."""
     weight_decay: float = 0.3
+    """Weight decay of AdamW."""
     max_grad_norm: float = 1.0
+    """Norm to which the gradient is clipped."""
     max_skipped: int = 5
     """Steps in a row whose gradient is not finite after which the run stops; each is skipped, and changes nothing."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Of the judge's forward passes; its weights, gradients and scores are fp32."""
+    """Precision of the forward passes; weights, gradients and scores are fp32."""
     gradient_checkpointing: bool = False
     """Trade time for memory."""
 
