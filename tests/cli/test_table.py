@@ -49,12 +49,10 @@ def test_help_loads_no_heavy_library(helped: tuple[dict[str, str], set[str]]) ->
 
 def test_help_lists_arguments_recipes_and_settings(helped: tuple[dict[str, str], set[str]]) -> None:
     texts = helped[0]
-    assert all(
-        f"usage: stepalign {name.removesuffix(' --help')}" in text for name, text in texts.items() if " " in name
-    )
+    assert all(f"usage: stepalign {name.split()[0]} " in text for name, text in texts.items() if " " in name)
     assert all(name in texts["train --help"] for name in RECIPES)
     assert all(name in texts["train-judge --help"] for name in JUDGE_RECIPES)
-    assert "--num_images 1 (of each prompt)" in texts["generate --help"]
+    assert all("--base.guidance_scale NUMBER (5.0)" in texts[f"{name} --help"] for name in ("generate", "evaluate"))
     assert "--scorers NAME[=PATH]" in texts["evaluate --help"]
 
 

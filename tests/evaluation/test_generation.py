@@ -22,7 +22,8 @@ from torch import Tensor
 
 from stepalign.core.seeding import Purpose, generator_for
 from stepalign.data.manifest import ImageRow, read_manifest
-from stepalign.evaluation.generation import Generation, generate_folder, to_pixels
+from stepalign.evaluation.generation import generate_folder, to_pixels
+from stepalign.evaluation.generation_settings import Generation
 from stepalign.models.policy import GuidedNetwork
 from stepalign.runs.recipes import FrozenModel
 from stepalign.support.config import override

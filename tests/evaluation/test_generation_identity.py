@@ -16,8 +16,9 @@ from test_generation import choose, images, levels_apart
 
 from stepalign.data.manifest import read_manifest
 from stepalign.evaluation import generation as module
-from stepalign.evaluation.generation import Generation, generate_folder
+from stepalign.evaluation.generation import generate_folder
 from stepalign.evaluation.generation_folder import finish_folder, images_to_generate
+from stepalign.evaluation.generation_settings import Generation
 from stepalign.models.base import BaseModel
 from stepalign.runs.recipes import FrozenModel
 from stepalign.runs.run import Run

@@ -10,7 +10,7 @@ import pytest
 from compared import save_folder
 
 from stepalign.evaluation.compare import compare_folders
-from stepalign.evaluation.generation import Generation
+from stepalign.evaluation.generation_settings import Generation
 from stepalign.evaluation.result_card import card
 from stepalign.reports.comparison import comparison_markdown
 from stepalign.reports.sampling_record import sampling_of_generation, sampling_record, sampling_words

@@ -14,7 +14,7 @@ from ranks import in_ranks
 
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import Purpose
-from stepalign.evaluation.generation import Generation
+from stepalign.evaluation.generation_settings import Generation
 from stepalign.miniature import PICKSCORE, oracles
 from stepalign.models.base import BaseModel
 from stepalign.runs.assemble import assemble

@@ -122,7 +122,7 @@ def quieten() -> None:
 
 
 def progress_bars(*, rounds: bool = True) -> RoundBars | ProgressLines:
-    """Bars on the standard error of the main process, or lines without a terminal; `rounds` adds the bar over rounds."""
+    """Bars on the standard error of the main process, or lines without a terminal; `rounds` adds one over rounds."""
     from stepalign.support.parallel import processes
 
     console = Console(stderr=True, quiet=not processes().is_main_process)

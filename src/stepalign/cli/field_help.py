@@ -1,12 +1,13 @@
-"""Help on the fields of a recipe: the name, type and value of each, and the string under it in the code."""
+"""Help on the fields of settings: the name, type and value of each, and the string under it in the code."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
 import textwrap
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from docstring_parser import parse_from_object
@@ -16,16 +17,29 @@ from stepalign.support.config import type_name
 MAX_WIDTH = 100
 
 
-def describe_recipe(program: str, recipe: Any) -> str:
-    """Every field of a recipe as text: its flag and type, its value in this recipe, its meaning."""
-    lines = [f"usage: {program} {recipe.name} [--output DIR] [--field value ...]", ""]
-    lines += [f"Fields of {recipe.name}, with their values; the same names, nested, are those of a YAML file.", ""]
+class FieldHelp(argparse.Action):
+    """`--help`: the arguments of a command, then every field of the settings that the command takes."""
+
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, *, settings: Callable[[argparse.Namespace], Any], help: str
+    ) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+        self._settings = settings
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
+        parser.print_help()
+        if (settings := self._settings(namespace)) is not None:
+            print(f"\n{describe_fields(settings)}")
+        parser.exit()
+
+
+def describe_fields(settings: Any) -> str:
+    """Every field of a nested dataclass as text: its flag and type, its value, its meaning."""
     width = min(MAX_WIDTH, shutil.get_terminal_size().columns)
-    for flag, kind, value, meaning in _fields(recipe):
+    lines = ["fields, with their values:"]
+    for flag, kind, value, meaning in _fields(settings):
         lines.append(f"  --{flag} {kind}  ({value})")
-        lines += textwrap.wrap(
-            meaning, width, initial_indent=" " * 8, subsequent_indent=" " * 8, break_on_hyphens=False
-        )
+        lines += [f"        {line}" for line in textwrap.wrap(meaning, width - 8, break_on_hyphens=False)]
     return "\n".join(lines)
 
 

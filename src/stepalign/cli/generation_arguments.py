@@ -10,27 +10,31 @@ from typing import Any
 MODEL = 'diffusers folder, hub id, single .safetensors file, or "miniature"'
 PROMPTS = "a set by name (miniature, geneval, parti, hpdv2-benchmark, ...), or a .txt, .json, .jsonl, .csv or .tsv file"
 OUTSIDE = "read images that manifest.jsonl names outside its folder, which is refused otherwise"
-FIELDS = (
-    "sampling settings, with their defaults: --num_images 1 (of each prompt) --num_steps 20 --eta 0 --seed 0 "
-    "--batch_size 8 --adapters PATH[:SCALE] ... --unet PATH --base.guidance_scale 5 --base.resolution HEIGHT WIDTH "
-    "--base.precision fp16 --base.vae PATH --base.config PATH --base.max_batch N"
-)
 MEMORY = "a smaller --batch_size, --base.max_batch 1 or a smaller --base.resolution"
 
 
 def add_prompt_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Add the arguments that choose prompts, and the list of sampling settings to the help."""
-    parser.epilog = FIELDS
+    """Add the arguments that choose prompts, and --help with the fields of the sampling settings."""
+    from stepalign.cli.field_help import FieldHelp
+    from stepalign.evaluation.generation_settings import Generation
+
     parser.add_argument("--prompts", required=required, default=None, help=PROMPTS)
     parser.add_argument("--num-prompts", type=int, default=None, help="only the first N prompts (all)")
     parser.add_argument("--prompt-folder", type=Path, default=None, help="folder of downloaded prompt files")
+    parser.add_argument(
+        *("-h", "--help"),
+        action=FieldHelp,
+        settings=lambda arguments: Generation(model=arguments.model or "MODEL"),
+        help="show this help with the fields of the sampling settings, and exit",
+    )
 
 
 def generate_images(arguments: argparse.Namespace, output: Path) -> Mapping[str, Any] | None:
     """Generate images of the chosen prompts into a folder and return its record, on the process that has it."""
     from stepalign.cli.console import progress_bars
     from stepalign.data.prompt_sets import load_prompt_set
-    from stepalign.evaluation.generation import Generation, generate_folder
+    from stepalign.evaluation.generation import generate_folder
+    from stepalign.evaluation.generation_settings import Generation
     from stepalign.miniature.world import split_captions
     from stepalign.support.config import override, parse_flags, require
 

@@ -4,37 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 REPORT = "report.html"
 
 
-class RecipeHelp(argparse.Action):
-    """`--help`: the command's arguments, or after a recipe every field of the recipe."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, *, load: Callable[[str], Any]) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="show this, or after a recipe its fields, and exit")
-        self._load = load
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object) -> None:
-        if namespace.recipe is None:
-            parser.print_help()
-        else:
-            from stepalign.cli.field_help import describe_recipe
-
-            print(describe_recipe(parser.prog, self._load(namespace.recipe)))
-        parser.exit()
-
-
 def add_recipe_arguments(parser: argparse.ArgumentParser, known: Iterable[str], load: Callable[[str], Any]) -> None:
     """Add a recipe, --output and --help; `load` reads the recipe of a name or file."""
+    from stepalign.cli.field_help import FieldHelp
+
     parser.usage = f"{parser.prog} RECIPE-OR-FILE.yaml [--output DIR] [--field value ...] [--help]"
-    parser.epilog = f"recipes: {', '.join(known)}; `{parser.prog} RECIPE --help` lists the fields of one"
+    parser.epilog = f"recipes: {', '.join(known)}"
     parser.add_argument("recipe", metavar="RECIPE-OR-FILE.yaml", help="a named recipe, or a YAML file")
     parser.add_argument("--output", type=Path, default=None, help="directory of the run (runs/RECIPE)")
-    parser.add_argument("-h", "--help", action=RecipeHelp, load=load)
+    parser.add_argument(
+        *("-h", "--help"),
+        action=FieldHelp,
+        settings=lambda arguments: None if arguments.recipe is None else load(arguments.recipe),
+        help="show this help, after a recipe with its fields, and exit",
+    )
 
 
 def named_output(arguments: argparse.Namespace) -> Path:
