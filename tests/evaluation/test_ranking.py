@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from stepalign.evaluation.ranking import bradley_terry, drawn_matches, rank
+from stepalign.evaluation.ranking import bradley_terry, prior_ties, rank
 
 WINS = np.array([[0.0, 3, 7, 2], [9, 0, 6.5, 4], [5, 3.5, 0, 8], [6, 8, 1, 0]])
 
@@ -48,7 +48,7 @@ def test_expected_wins_are_those_found() -> None:
 
 def test_a_system_that_nearly_always_wins_is_ranked_at_once() -> None:
     """Where MM takes 20 000 rounds: every match but half of one of 5000 goes to the stronger."""
-    wins = np.tril(np.full((6, 6), 5000.0), -1) + drawn_matches(6)
+    wins = np.tril(np.full((6, 6), 5000.0), -1) + prior_ties(6)
     found = bradley_terry(wins)
     chance = 1 / (1 + np.exp(found[None] - found[:, None]))
     np.testing.assert_allclose(((wins + wins.T) * chance).sum(axis=1), wins.sum(axis=1), rtol=1e-9)
@@ -129,9 +129,9 @@ def test_a_system_that_never_wins_has_a_finite_strength() -> None:
     ],
 )
 def test_systems_that_do_not_hang_together_are_named(wins: list[list[float]], from_to: str) -> None:
-    with pytest.raises(ValueError, match=f"no chain of wins leads {from_to}, .*drawn_matches"):
+    with pytest.raises(ValueError, match=f"no chain of wins leads {from_to}, .*prior_ties"):
         bradley_terry(np.array(wins), names=["a", "b", "c"])
-    assert np.isfinite(bradley_terry(np.array(wins) + drawn_matches(3))).all()
+    assert np.isfinite(bradley_terry(np.array(wins) + prior_ties(3))).all()
 
 
 @pytest.mark.parametrize(

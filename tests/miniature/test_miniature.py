@@ -17,7 +17,7 @@ from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.miniature import oracles, world
-from stepalign.miniature.world import Scenes, attributes_of, caption, draw_pairs, draw_scenes, render
+from stepalign.miniature.world import Scenes, attributes_of, caption, render, sample_pairs, sample_scenes
 from stepalign.models.base import BaseModel
 from stepalign.models.clip import preprocess
 from stepalign.models.load import load
@@ -34,7 +34,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def scenes_of(captions: list[str], *, quality: float | Tensor = 1.0, seed: int = 0) -> Scenes:
     """Scenes that show what the captions say, made as well as asked."""
-    scenes = draw_scenes(attributes_of(captions), generator(seed))
+    scenes = sample_scenes(attributes_of(captions), generator(seed))
     return replace(scenes, quality=torch.as_tensor(quality).expand(len(captions), 4).clone())
 
 
@@ -65,7 +65,7 @@ def test_a_caption_of_another_world_is_refused(text: str) -> None:
 
 def test_scenes_show_what_was_asked_and_the_generator_decides_the_rest() -> None:
     wanted = attributes_of(CAPTIONS)
-    first, again, other = (draw_scenes(wanted, generator(seed)) for seed in (0, 0, 1))
+    first, again, other = (sample_scenes(wanted, generator(seed)) for seed in (0, 0, 1))
     assert torch.equal(first.attributes(), wanted)
     assert all(torch.equal(getattr(first, field.name), getattr(again, field.name)) for field in fields(Scenes))
     assert not torch.equal(first.centre, other.centre)
@@ -82,7 +82,7 @@ def test_images_are_32_pixels_in_0_to_1_and_decided_by_scene_and_generator() -> 
 
 
 def test_qualities_vary_and_go_together() -> None:
-    quality = draw_scenes(world.draw_attributes(2000, generator()), generator(1)).quality
+    quality = sample_scenes(world.sample_attributes(2000, generator()), generator(1)).quality
     assert 0 <= quality.min() < 0.1 < 0.9 < quality.max() <= 1
     assert torch.corrcoef(quality.T).min() > 0.4
 
@@ -91,8 +91,8 @@ def test_qualities_vary_and_go_together() -> None:
 
 
 def test_pairs_are_decided_by_the_generator() -> None:
-    first, second, label = draw_pairs(CAPTIONS, generator())
-    again = draw_pairs(CAPTIONS, generator())
+    first, second, label = sample_pairs(CAPTIONS, generator())
+    again = sample_pairs(CAPTIONS, generator())
     assert torch.equal(label, again[2])
     assert torch.equal(first.quality, again[0].quality)
     assert torch.equal(second.quality, again[1].quality)
@@ -100,7 +100,7 @@ def test_pairs_are_decided_by_the_generator() -> None:
 
 
 def test_labels_are_preferences_or_ties_without_a_favourite_place() -> None:
-    _, _, label = draw_pairs(CAPTIONS * 5, generator())
+    _, _, label = sample_pairs(CAPTIONS * 5, generator())
     assert set(label.unique().tolist()) == {0.0, 0.5, 1.0}
     assert label.mean().item() == pytest.approx(0.5, abs=0.04)
     assert 0.01 < (label == 0.5).float().mean() < 0.3
@@ -108,7 +108,7 @@ def test_labels_are_preferences_or_ties_without_a_favourite_place() -> None:
 
 @pytest.mark.parametrize("what", ["quality", "alignment"])
 def test_the_annotator_prefers_better_images(what: str) -> None:
-    first, second, label = draw_pairs(CAPTIONS * 5, generator())
+    first, second, label = sample_pairs(CAPTIONS * 5, generator())
     wanted = attributes_of(CAPTIONS * 5)
 
     def worth(scenes: Scenes) -> Tensor:
@@ -234,7 +234,7 @@ def pair_accuracy(scores: Tensor, label: Tensor) -> float:
 def held_out_pairs() -> tuple[list[str], Tensor, Tensor]:
     """Captions, images "b 2 3 h w" in [0, 1] and labels, none of them trained on."""
     captions = world.split_captions()[1][:100]
-    first, second, label = draw_pairs(captions, generator(5))
+    first, second, label = sample_pairs(captions, generator(5))
     return captions, torch.stack([render(first, generator(6)), render(second, generator(7))], 1), label
 
 
@@ -268,7 +268,7 @@ def test_the_spm_has_the_towers_of_the_pickscore_and_knows_the_timestep() -> Non
 def test_the_published_oracle_figures(model: BaseModel) -> None:
     """In the miniature's README: .57, .96 over all qualities; .94, 1.00 over perfect images; .80 through the VAE."""
     _, held_out = world.split_captions()
-    mixed = render(draw_scenes(attributes_of(held_out), generator()), generator())
+    mixed = render(sample_scenes(attributes_of(held_out), generator()), generator())
     perfect = images_of(held_out)
     with torch.no_grad():
         decoded = (model.decode(model.encode_images(perfect * 2 - 1)) / 2 + 0.5).clamp(0, 1)

@@ -25,7 +25,7 @@ def some_images() -> list[Image.Image]:
     """What the captions say, made well and badly, the last of another caption."""
     generator = torch.Generator().manual_seed(0)
     attributes = world.attributes_of([*CAPTIONS[:5], CAPTIONS[0]])
-    return to_pil(world.render(world.draw_scenes(attributes, generator), generator))
+    return to_pil(world.render(world.sample_scenes(attributes, generator), generator))
 
 
 @pytest.mark.parametrize("name", ORACLES)

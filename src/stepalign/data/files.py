@@ -1,4 +1,4 @@
-"""Pairs in files of one's own: JSON, or a folder of winners beside a folder of losers."""
+"""Preference pairs in local files: JSON, or a folder of winners beside a folder of losers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from stepalign.support.parsing import MAX_LINE, is_wide, parse_json, read_text
 
 SIDES = ("win", "lose")
 CAPTIONS = (".txt", ".caption")
-"""What files of captions end in; the second is kohya's default."""
+"""Suffixes of caption files; the second is kohya's default."""
 
 
 class JsonLines:
     """The rows of a .jsonl file, one object per line, or of a .json file with a list of objects; paths to images
     relative to the file.
 
-    A row that is no object, or whose columns fit no layout, is one that cannot be used. Raises ValueError when no row
-    can.
+    A row that is not an object, or whose columns match no layout, is unusable. Raises ValueError when every row is.
     """
 
     def __init__(self, path: Path, *, name: str, num_rows: int | None, allow_outside: bool = False) -> None:
@@ -37,7 +36,7 @@ class JsonLines:
         self._path = path
         self._pairs_of = partial(pairs_of, places=Places(path.parent, allow_outside))
         self._list = _lines_of_list(path) if path.suffix.lower() == ".json" else None
-        self._lines: list[tuple[int, int]] = []  # the byte each begins at (in a list its place), and its number
+        self._lines: list[tuple[int, int]] = []  # the byte at which each begins (in a list its index), and its number
         counts, refused = [], []
         content = hashlib.sha256()
         known: dict[Path, str | None] = {}
@@ -103,10 +102,10 @@ class JsonLines:
 
 
 class WinLoseFolder:
-    """A folder with win/ and lose/: of two images of one name, that in win/ is preferred.
+    """A folder with win/ and lose/: of two images with one name, the one in win/ is preferred.
 
     The caption is in NAME.txt or NAME.caption beside either image or in the folder itself. Names are taken in sorted
-    order. Unless `allow_outside`, a symbolic link that leads out of the folder is a row that cannot be used.
+    order. Unless `allow_outside`, a symbolic link that leads out of the folder is an unusable row.
     """
 
     def __init__(self, folder: Path, *, name: str, num_rows: int | None, allow_outside: bool = False) -> None:
@@ -177,7 +176,7 @@ def digest(*parts: object) -> str:
 
 
 def image_digests(pairs: Iterable[RawPair], known: dict[Path, str | None]) -> list[str | None]:
-    """The SHA-256 of every image file that rows name, None for one that is not there; `known` keeps those read."""
+    """The SHA-256 of every image file that rows name, None for a missing one; `known` caches the digests."""
     files = [image for pair in pairs for image in pair.images if isinstance(image, Path)]
     for file in files:
         if file not in known:
@@ -186,12 +185,12 @@ def image_digests(pairs: Iterable[RawPair], known: dict[Path, str | None]) -> li
 
 
 def contents(folder: Path, files: Collection[Path]) -> list[tuple[str, str]]:
-    """Files as names below a folder and the SHA-256 of their content, none for what cannot be read, sorted."""
+    """Sorted file names below a folder with the SHA-256 of their content, None for unreadable ones."""
     return sorted(zip(_relative(folder, files), [_digest_of(file) or "" for file in files], strict=True))
 
 
 def _digest_of(file: Path) -> str | None:
-    """The SHA-256 of a file that can be read; None for any other, which will be a bad row."""
+    """The SHA-256 of a file; None where it cannot be read and will be a bad row."""
     try:
         file_size(file)
         return file_digest(file)
@@ -204,7 +203,7 @@ def _relative(folder: Path, files: Collection[Path]) -> list[str]:
 
 
 def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
-    """The files of a folder that end in one of the suffixes, without hidden ones, by name."""
+    """The files of a folder that end in one of the suffixes, without hidden ones, sorted by name."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file():
@@ -213,7 +212,7 @@ def _by_stem(folder: Path, suffixes: Collection[str]) -> dict[str, list[Path]]:
 
 
 def _extensions() -> set[str]:
-    """The endings of the image files that are read."""
+    """Suffixes of image files that Pillow can read."""
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in readable_formats()}
 
 

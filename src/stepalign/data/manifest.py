@@ -1,8 +1,8 @@
-"""A folder of images drawn for prompts, and the scores that they were given.
+"""The files of a folder of generated images: manifest, scores, results.
 
 manifest.jsonl     a row per image: prompt_index, image_index, prompt, file, seed, category
 scores.jsonl       a row per image: prompt_index, image_index, prompt, scores (by scorer)
-results.json       means with intervals, the record of every scorer, what drew the images
+results.json       means with intervals, the record of every scorer, how the images were generated
 
 A manifest written by hand needs `prompt` and `file` only: prompts are then numbered as they first appear, and the
 images of one prompt in the order of their rows.
@@ -33,23 +33,23 @@ class ImageRow:
 
     prompt_index: int
     image_index: int
-    """Which of its prompt's images."""
+    """Index among the images of its prompt."""
     prompt: str
     file: str
-    """From the folder."""
+    """Path relative to the folder."""
     seed: int | None = None
     category: str | None = None
-    """Of the prompt in its set."""
+    """The prompt's category in its set."""
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells an image apart within its folder."""
+        """Identity of an image within its folder."""
         return self.prompt_index, self.image_index
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """What one image scored."""
+    """The scores of one image."""
 
     prompt_index: int
     image_index: int
@@ -59,21 +59,20 @@ class ScoredRow:
 
     @property
     def key(self) -> tuple[int, int]:
-        """As the image's."""
+        """Identity of the image within its folder."""
         return self.prompt_index, self.image_index
 
 
 def write_manifest(folder: Path, rows: list[ImageRow]) -> None:
-    """Write a folder's manifest, replacing it in one step."""
+    """Write a folder's manifest atomically."""
     write_text(folder / MANIFEST, "".join(to_json(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow]:
     """A folder's images, their files as spelled on this disk.
 
-    Raises ValueError naming the line that makes no sense, an image listed twice, a prompt that changes under its
-    number, or, unless `allow_outside`, a file outside the folder. Whether the files are there is for `open_image` to
-    say.
+    Raises ValueError naming an invalid line, an image listed twice, a prompt index with two prompts, or, unless
+    `allow_outside`, a file outside the folder. Whether the files exist is checked by `open_image`.
     """
     numbers: dict[str, int] = {}
     counts: Counter[int] = Counter()
@@ -100,7 +99,7 @@ def read_manifest(folder: Path, *, allow_outside: bool = False) -> list[ImageRow
 
 
 def write_scores(folder: Path, rows: list[ScoredRow]) -> None:
-    """Write the scores of a folder's images, replacing them in one step."""
+    """Write the scores of a folder's images atomically."""
     write_text(folder / SCORES, "".join(to_json(asdict(row), ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -120,7 +119,7 @@ def read_scores(folder: Path) -> list[ScoredRow]:
 
 
 def _lines(path: Path, advice: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Where each row of a JSONL file stands, and the row."""
+    """The place of each row of a JSONL file, for messages, and the row."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; {advice}")
     num = 0
@@ -141,7 +140,7 @@ def _field(values: dict[str, Any], name: str, kind: type, where: str) -> Any:
 
 
 def _file(folder: Path, name: str, where: str, *, allow_outside: bool) -> str:
-    """A row's file as it is spelled on this disk, from the folder where it lies in it."""
+    """A row's file as spelled on this disk, relative to the folder if it is inside."""
     try:
         path = local_file(folder, name, allow_outside=allow_outside)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A pair of images with a preference: as found, as read, and what keeps one from being read."""
+"""Preference pairs: raw rows, decoded pairs, and errors of unusable rows."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ LISTED_BAD_ROWS = 20
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """What stands in a field of a row when its source already knows why it cannot be read."""
+    """Stands for a field that its source could not read, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class RawPair:
-    """One row as its source has it: nothing opened, nothing checked."""
+    """One row of a source, with nothing opened or checked yet."""
 
     where: str
-    """For people: "train.jsonl line 3", "row 17", "cat-01.png"."""
+    """Place for messages: "train.jsonl line 3", "row 17", "cat-01.png"."""
     prompt: object
     images: tuple[object, object]
-    """Each a path, the bytes of a file or an image of Pillow's where all is well."""
+    """Each a path, the bytes of a file or a Pillow image, unless the row is invalid."""
     label: object
-    """How far image 0 is preferred, None without a label."""
+    """Preference for image 0, None without a label."""
     weight: object = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePair:
-    """Two images for one prompt, and which of them is preferred."""
+    """Two images for one prompt with a preference label."""
 
     prompt: str
     images: tuple[Image.Image, Image.Image]
     """RGB, fully decoded; their sizes may differ."""
     label: float | None
-    """How far image 0 is preferred: 1, 0, or .5 for a tie; None without a label."""
+    """Preference for image 0: 1, 0, or .5 for a tie; None without a label."""
     weight: float
     """Finite and above 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be used, where it stands, and why in one line."""
+    """An unusable row: its place, and the reason in one line."""
 
     where: str
     reason: str
@@ -63,13 +63,13 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True)
 class Unlabelled:
-    """A row without a label and without something else, which is no fault: nobody will read it."""
+    """A row without a label and with other fields missing, which is not an error: it is left out."""
 
     where: str
 
 
 class TooManyBadRows(ValueError):
-    """More rows cannot be used than is allowed; says how many and lists the first of them."""
+    """More unusable rows than allowed; the message counts them and lists the first."""
 
     def __init__(self, bad: Sequence[BadRow], num_rows: int, allowed: float | int) -> None:
         super().__init__(bad, num_rows, allowed)  # all three, so that it survives pickling between processes
@@ -90,30 +90,31 @@ class TooManyBadRows(ValueError):
 
 @runtime_checkable
 class PairSource(Protocol):
-    """Rows in a fixed order, to be gone through any number of times."""
+    """A re-iterable source of rows in a fixed order."""
 
     @property
     def name(self) -> str:
-        """As the user gave it, with the split where there are splits."""
+        """The name that the user gave, with the split where there are splits."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A hexadecimal digest that is another one when the rows can have changed."""
+        """A hexadecimal digest of the source, which changes when the rows may have changed."""
         ...
 
     @property
     def num_rows(self) -> int | None:
-        """How many rows there are; while streaming the limit, or None without one."""
+        """Number of rows; the limit while streaming, or None without one."""
         ...
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
-        """The rows from number `start` on."""
+        """The rows from index `start`."""
         ...
 
 
 def read(raw: RawPair) -> ImagePair | BadRow | Unlabelled:
-    """A row opened and checked, or what is wrong with it; whatever a row without a label lacks, it is no bad one."""
+    """Open and check a row; return the pair, or the reason why it is unusable. A row without a label is never a bad
+    row."""
     label: float | None = 0.0
     try:
         label = _label(raw.label)
@@ -125,13 +126,13 @@ def read(raw: RawPair) -> ImagePair | BadRow | Unlabelled:
 
 
 RESIZING = "long side truncated"
-"""Tells latents of images resized by this version of `to_tensor` from those of another."""
+"""Version of `to_tensor`'s resizing, part of the latents' cache key."""
 
 
 def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w"]:
     """An RGB image as values in [-1, 1] at `size`, which is (height, width).
 
-    Bicubic with antialias until it just covers the size, then the centre: to squares as transformers' processor of
+    Bicubic with antialias to cover the size, then a centre crop: to squares as transformers' processor of
     CLIP's images, which prepared those of SPO's released training.
     """
     assert image.mode == "RGB", image.mode
@@ -143,7 +144,7 @@ def to_tensor(image: Image.Image, size: tuple[int, int]) -> Float[Tensor, "3 h w
     else:
         tall, wide = int(width * image.height / image.width), width
     top, left = (tall - height) // 2, (wide - width) // 2
-    # Only what the crop keeps is resampled: a strip of 1 by 10 000 pixels would fill the memory otherwise.
+    # Only the crop is resampled: a strip of 1 by 10 000 pixels would fill the memory otherwise.
     down, across = image.height / tall, image.width / wide
     box = (
         left * across,
@@ -177,7 +178,7 @@ def _caption(prompt: object) -> str:
 def _label(label: object) -> float | None:
     if isinstance(label, Unreadable):
         raise ValueError(label.reason)
-    if label is None or label != label:  # NaN is how tables without nulls say so
+    if label is None or label != label:  # NaN marks a missing value in tables without nulls
         return None
     if not isinstance(label, int | float) or label not in (0, 0.5, 1):
         raise ValueError(f"label {label!r} is not 0, 0.5 or 1")

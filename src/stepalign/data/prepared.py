@@ -1,9 +1,9 @@
-"""Preference pairs made ready once: latents and prompt embeddings on disk, mapped into memory while training.
+"""The cache of preference pairs: latents and prompt embeddings on disk, memory-mapped while training.
 
 A folder holds `pairs-*.safetensors` (latents; prompts, labels, weights and refused rows in the metadata),
 `prompts-*.safetensors` (the base model's embeddings, one per distinct prompt) and `manifest.json`, written last. Both
 are what the base model's encoders give, in their own precision, so that training from the folder is training from the
-images. Preparing again goes on where it stopped; several processes share the work.
+images. Preparation resumes where it stopped; several processes share the work.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ Labeller = Callable[[Float[Tensor, "b 2 3 h w"], list[str]], Float[Tensor, " b"]
 
 @dataclass(frozen=True, slots=True)
 class PairEncoder:
-    """What preparing needs of a base model."""
+    """The parts of a base model that preparation needs."""
 
     encode: Callable[[list[str]], Conditioning]
     encode_images: Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, "b c hh ww"]]
     size: tuple[int, int]
     """Height and width of the images."""
     batch_size: int = 8
-    """Pairs through the VAE at once."""
+    """Pairs per VAE batch."""
     label: Labeller | None = None
-    """Gives every pair a new label, in place of people's."""
+    """Replaces every pair's label, if given."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPairs:
-    """Pairs as training takes them; `select` makes parts of them that share the files."""
+    """Prepared pairs for training; `select` returns subsets that share the files."""
 
     prompts: list[str]
-    """One per pair."""
+    """One prompt per pair."""
     label: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
     places: list[tuple[Path, int]]
@@ -72,7 +72,7 @@ class PreparedPairs:
         return PreparedPairs(prompts, self.label[rows], self.weight[rows], places, self.prompt_places)
 
     def digest(self) -> str:
-        """Of prompts, labels and weights in their order."""
+        """Digest of prompts, labels and weights in their order."""
         columns = [self.prompts, self.label.tolist(), self.weight.tolist()]
         return hashlib.sha256(json.dumps(columns).encode()).hexdigest()
 
@@ -86,16 +86,16 @@ class PreparedPairs:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What preparing found, for reports."""
+    """Counts and sizes of a preparation, for reports."""
 
     pairs: str
     """The source's name."""
     num_rows: int
     num_unlabelled: int
-    """Rows without a label, which are left out without being faults."""
+    """Rows without a label, which are left out and are not errors."""
     skipped: list[BadRow]
     num_bytes: int
-    """On disk."""
+    """Bytes on disk."""
 
 
 def prepare(
@@ -107,15 +107,15 @@ def prepare(
     tick: Callable[[int, int], None] = lambda done, total: None,
     tell: Note = lambda message: None,
 ) -> tuple[PreparedPairs, Manifest]:
-    """Encode every pair of a source into a folder, unless it is there, and open it.
+    """Encode every pair of a source into a folder, unless it is complete, and open it.
 
     Raises TooManyBadRows when more than the share `max_bad` of the rows cannot be used, ValueError when no row has a
-    label, an image or prompt is encoded to what is not finite, or the disk is too small.
+    label, an encoding is not finite, or the disk is too small.
     """
     if not decided_by_main(lambda: _is_complete(folder, tell)):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder, tell):
-            if not decided_by_main(lambda: _is_complete(folder)):  # another job may have made it
+            if not decided_by_main(lambda: _is_complete(folder)):  # another job may have completed it
                 _encode_pairs(source, folder, encoder, max_bad, tick, tell)
                 processes().wait_for_everyone()
                 _encode_prompts(folder, encoder)
@@ -132,7 +132,7 @@ def prepare(
 def _encode_pairs(
     source: PairSource, folder: Path, encoder: PairEncoder, max_bad: float, tick: Callable[[int, int], None], tell: Note
 ) -> None:
-    """Write this process's share of the shards that are not there yet."""
+    """Write this process's share of the missing shards."""
     rank, world = processes().process_index, processes().num_processes
     first = next(shard for shard in count() if not is_whole(shard_path(folder, "pairs", shard)))
     bad: list[BadRow] = []
@@ -161,7 +161,7 @@ def _chunks(rows: Iterator[RawPair]) -> Iterator[list[RawPair]]:
 
 
 def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> list[BadRow]:
-    """Read, label and encode some rows; returns those that cannot be used."""
+    """Read, label and encode some rows; returns the unusable ones."""
     bad: list[BadRow] = []
     latents: list[Tensor] = []
     prompts: list[str] = []
@@ -186,7 +186,7 @@ def _write_shard(path: Path, raw_rows: list[RawPair], encoder: PairEncoder) -> l
 
 
 def _encoded(images: Float[Tensor, "b 2 3 h w"], prompts: list[str], encoder: PairEncoder) -> Float[Tensor, "b 2 ..."]:
-    """Latents of pairs of images; raises ValueError naming the first image that has none of finite numbers."""
+    """Latents of pairs of images; raises ValueError naming the first image with non-finite latents."""
     try:
         latents = encoder.encode_images(images.flatten(0, 1))
         check_finite(
@@ -216,7 +216,7 @@ def _encode_prompts(folder: Path, encoder: PairEncoder) -> None:
 
 
 def _finish(source: PairSource, folder: Path, tell: Note) -> None:
-    """Count what is there and write the manifest."""
+    """Count the shards' content and write the manifest."""
     shards = [shard_columns(path) for path in shards_of(folder, "pairs")]
     bad = [row for columns in shards for row in columns["bad"]]
     num_rows = sum(columns["num_rows"] for columns in shards)
@@ -262,7 +262,7 @@ def _check_space(folder: Path, needed: int, num_rows: int) -> None:
 
 @contextmanager
 def _alone(folder: Path, tell: Note) -> Iterator[None]:
-    """No other job prepares the same folder meanwhile; what jobs that were killed left unfinished is removed."""
+    """Hold the folder against other jobs, and remove unfinished files of killed ones."""
     lock = FileLock(folder / LOCK)
 
     def take() -> None:
@@ -283,7 +283,7 @@ def _alone(folder: Path, tell: Note) -> Iterator[None]:
 
 
 def _is_complete(folder: Path, tell: Note = lambda message: None) -> bool:
-    """Whether everything is there that the manifest counted, and is as it was written."""
+    """Whether every shard that the manifest counts is present and intact."""
     if not (folder / MANIFEST).is_file():
         return False
     try:

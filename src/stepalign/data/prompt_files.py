@@ -1,4 +1,4 @@
-"""Files of prompts: a line each, JSON, or tables with a column of prompts."""
+"""Prompt files: plain lines, JSON, or tables with a column of prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stepalign.support.prompt_text import check_prompt
 
 ENDINGS = (".txt", ".json", ".jsonl", ".csv", ".tsv")
 COLUMNS = ("prompt", "caption", "text")
-"""Keys and columns that hold the prompt, in any case of letters; the first that a row has."""
+"""Names of the key or column with the prompt, in any case; the first that a row has counts."""
 SHOWN = 80
 """Characters of a bad row that an error quotes."""
 
@@ -26,7 +26,7 @@ class PromptFile:
 
     prompts: list[str]
     rows: list[dict[str, Any]] | None
-    """The whole row of each, where every one is an object or a line of a table."""
+    """The whole row of each prompt, where all are objects or lines of a table."""
 
 
 def load_prompts(path: str | Path) -> list[str]:
@@ -38,7 +38,7 @@ def read_prompt_file(path: Path) -> PromptFile:
     """The prompts of a `.txt` file (a line each), a `.json` or `.jsonl` file (texts, or objects), or a `.csv` or `.tsv`
     file with a line of column names. Objects and tables have the prompt under one of `COLUMNS`.
 
-    Raises ValueError when there is no such file, nothing in it, or something else in it; the message says where.
+    Raises ValueError, with the place, when there is no such file, it is empty, or its content is invalid.
     """
     path = path.expanduser()
     ending = path.suffix.lower()
@@ -83,7 +83,7 @@ def _prompt_of(row: object, where: str) -> str:
 
 
 def _table(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Where each row of a table stands, and its values by column.
+    """The place of each row of a table, for messages, and its values by column.
 
     In `.csv` files values with commas, quotation marks or line breaks are quoted. In `.tsv` files nothing is, as in
     PartiPrompts; a value that is quoted whole, as spreadsheets write it, is taken out of its quotation marks.

@@ -1,7 +1,7 @@
-"""The prompts that models are compared on: published sets by name, or a file of one's own.
+"""Prompt sets for evaluation: published sets by name, or a local file.
 
-GenEval's come with the package. The others are looked for in a folder of downloaded files and then asked of the Hugging
-Face hub; what is found is checked against the set's known size, and its contents where they are known.
+GenEval's come with the package. The others are searched in a folder of downloaded files and then on the Hugging
+Face hub; they are checked against the set's known size, and its digest where it is known.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ FOLDER_VARIABLE = "STEPALIGN_PROMPTS"
 """The environment variable that names a folder of downloaded prompt files."""
 SHIPPED = Path(__file__).parent / "prompts"
 STYLES = ("anime", "concept-art", "paintings", "photo")
-"""Of the HPDv2 benchmark, in the order of its results."""
+"""Styles of the HPDv2 benchmark, in the order of its results."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSet:
-    """Prompts in their order, and where they came from."""
+    """Prompts in their order, with their origin."""
 
     name: str
     prompts: list[str]
     categories: list[str] | None
-    """One per prompt, where the set has them."""
+    """One category per prompt, where the set has them."""
     metadata: list[dict[str, Any]] | None
-    """The whole row of each prompt, where there is more to it than the text."""
+    """The whole row of each prompt, where it holds more than the text."""
     source: str
     sha256: str
-    """Of the file; of several, that of theirs in their order."""
+    """SHA-256 of the file; of several, of their digests in order."""
     licence: str
 
 
@@ -51,25 +51,25 @@ Rows = tuple[list[str], list[str] | None, list[dict[str, Any]] | None]
 
 @dataclass(frozen=True, slots=True)
 class KnownSet:
-    """What is known of a published set."""
+    """A published set: its files, size, licence and parser."""
 
     num_prompts: int
     licence: str
     read: Callable[[list[bytes]], Rows]
-    """Of the files' contents; raises ValueError, KeyError or TypeError for anything else."""
+    """Parses the files' contents; raises ValueError, KeyError or TypeError for invalid ones."""
     files: tuple[str, ...]
     repository: str | None = None
-    """A dataset of the hub; none for what is shipped."""
+    """A dataset on the hub; None for a shipped set."""
     sha256: str | None = None
-    """Where it is known."""
+    """SHA-256, where it is known."""
 
 
 def load_prompt_set(name: str, *, folder: Path | None = None, own: Mapping[str, list[str]] | None = None) -> PromptSet:
     """The prompts of a published set, or of a file that `read_prompt_file` reads.
 
     `folder`, or else the environment variable STEPALIGN_PROMPTS, is searched for the files of published sets before
-    the hub is asked. `own` are sets that the caller holds, such as the miniature's captions. Raises ValueError for an
-    unknown name, for files that cannot be had, saying how to give them, and for files that are not the set's.
+    the hub. `own` are sets of the caller, such as the miniature's captions. Raises ValueError for an unknown name, for
+    files that cannot be found, with the way to provide them, and for files that are not the set's.
     """
     if own is not None and name in own:
         return _own(name, own[name])
@@ -157,11 +157,11 @@ def _digest(contents: list[bytes]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-# How the files of published sets are read
+# parsers of the published sets' files
 
 
 def _texts(values: list[Any]) -> list[str]:
-    """Values that are all prompts; raises ValueError naming the first that is none."""
+    """The values as prompts; raises ValueError naming the first that is not a prompt."""
     return [check_prompt(value, f"prompt {number}") for number, value in enumerate(values, 1)]
 
 

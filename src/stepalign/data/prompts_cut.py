@@ -8,20 +8,20 @@ from typing import TypedDict
 from stepalign.support.watcher import Watcher
 
 Reader = Callable[[list[str]], int]
-"""A text encoder, as the number of given prompts that it cuts."""
+"""Counts the prompts that a text encoder cuts."""
 
 
 class PromptsCut(TypedDict):
-    """How many of a set of distinct prompts each text encoder cuts."""
+    """The number of distinct prompts that each text encoder cuts."""
 
     num_prompts: int
     cut: dict[str, int]
 
 
 def count_cut(readers: Mapping[str, Reader], prompts: list[str], watcher: Watcher, *, which: str = "") -> PromptsCut:
-    """How many of the distinct prompts each reader cuts, and of how many; a note for each that cuts any.
+    """Count the distinct prompts that each text encoder cuts, with a note for each that cuts any.
 
-    `which` prompts they are, for the note: "training".
+    `which` names the prompts in the note, such as "training".
     """
     distinct = list(dict.fromkeys(prompts))
     cut = {name: reader(distinct) for name, reader in readers.items()}
@@ -32,7 +32,7 @@ def count_cut(readers: Mapping[str, Reader], prompts: list[str], watcher: Watche
 
 
 def all_cut_words(counts: Mapping[str, PromptsCut]) -> list[str]:
-    """A summary's `prompts_cut` for people: a sentence for each reader that cuts any of each set of prompts."""
+    """A summary's `prompts_cut` as sentences, one for each set of prompts and text encoder that cuts any."""
     return [
         cut_words(reader, num, found["num_prompts"], which=which)
         for which, found in counts.items()
@@ -42,6 +42,6 @@ def all_cut_words(counts: Mapping[str, PromptsCut]) -> list[str]:
 
 
 def cut_words(reader: str, num: int, num_prompts: int, *, which: str = "") -> str:
-    """That a reader cuts so many prompts, for people."""
+    """The sentence on the prompts that a text encoder cuts."""
     kind = f"{which} prompts" if which else "prompts"
     return f"{num} of {num_prompts} {kind} are longer than {reader} reads, and are cut"

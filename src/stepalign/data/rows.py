@@ -1,4 +1,4 @@
-"""The layouts in which preferences over images are published, recognised by their columns."""
+"""Layouts of published preference data, recognised by their columns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Mapping[str, object]
 
 
 class Layout(Enum):
-    """Which columns say what; the value names them for people."""
+    """Layouts by their columns; the value names them in messages."""
 
     PICK_A_PIC = "caption, jpg_0, jpg_1, label_0, label_1 and optionally has_label, num_example_per_prompt"
     CHOSEN = "prompt, chosen, rejected and optionally weight"
@@ -33,17 +33,17 @@ KNOWN_LAYOUTS = "; ".join(layout.value for layout in Layout) + "; caption may st
 LISTS_OF_IMAGES = ("images", "image", "image_path", "file_path")
 """The columns of HPD v1, HPDv2 and their copies, images before paths."""
 MAX_RANKED = 100
-"""Images in one ranking, which stand for 4950 pairs."""
+"""Most images in one ranking, which makes 4950 pairs."""
 COLUMNS = frozenset(LISTS_OF_IMAGES).union(
     ("prompt", "caption", "label", "weight", "human_preference", "rank"),
     ("jpg_0", "jpg_1", "label_0", "label_1", "has_label", "num_example_per_prompt"),
     ("chosen", "rejected", "image_0", "image_1", "path1", "path2"),
 )
-"""Every column that some layout reads."""
+"""All columns that the layouts read."""
 
 
 def recognise(columns: Collection[str]) -> Layout | None:
-    """The layout that some columns follow, the first that fits, or None."""
+    """The first layout that matches some columns, or None."""
     names = set(columns)
     if names >= {"caption", "jpg_0", "jpg_1", "label_0", "label_1"}:
         return Layout.PICK_A_PIC
@@ -61,7 +61,7 @@ def recognise(columns: Collection[str]) -> Layout | None:
 
 
 def num_pairs(row: Row, layout: Layout) -> int:
-    """How many pairs a row gives: n (n - 1) / 2 for a ranking of n images, n - 1 for the best of n, otherwise one."""
+    """The number of pairs of a row: n (n - 1) / 2 for a ranking of n images, n - 1 for the best of n, otherwise one."""
     if layout is not Layout.RANKED:
         return 1
     if _is_number_of(row.get("human_preference")):
@@ -74,18 +74,18 @@ def num_pairs(row: Row, layout: Layout) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the image files that rows name may lie."""
+    """Allowed locations of the image files that rows name."""
 
     folder: Path | None
-    """Paths are relative to it, and stay inside it; None where there is none that they could be relative to."""
+    """Paths are relative to it, and stay inside it; None where rows have no folder."""
     allow_outside: bool = False
-    """Whether they may also lie anywhere else."""
+    """Whether files outside the folder are allowed."""
     caches: tuple[Path, ...] = ()
-    """Without a folder, where absolute paths may lead: the copies that `datasets` has made."""
+    """Roots of allowed absolute paths without a folder: the copies of `datasets`."""
 
 
 def pairs_of(row: Row, layout: Layout, *, where: str, places: Places) -> list[RawPair]:
-    """The pairs of a row, as many as `num_pairs` says whatever is wrong with it."""
+    """The pairs of a row, always `num_pairs` of them, also of an invalid row."""
     pair = partial(_pair, where=where, prompt=row.get("prompt", row.get("caption")), places=places)
     match layout:
         case Layout.PICK_A_PIC:
@@ -108,8 +108,8 @@ def _pair(
 
 
 def _image(value: object, places: Places) -> object:
-    """An image as a row has it, turned into what `open_image` takes where that is possible without opening it."""
-    if isinstance(value, dict):  # how `datasets` keeps an image it has not decoded
+    """A row's image as an argument of `open_image`, without opening it."""
+    if isinstance(value, dict):  # an undecoded image of `datasets`
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if not isinstance(value, str):
         return value
@@ -143,7 +143,7 @@ def _pick_a_pic_weight(row: Row) -> object:
 
 
 def _ranked(row: Row, pair: Callable[..., RawPair], where: str) -> list[RawPair]:
-    """HPDv2: a preference between two images, or the ranks of n, of which the lowest is the best (tgxs002/HPSv2). HPD
+    """HPDv2: a preference between two images, or the ranks of n, the lowest best (tgxs002/HPSv2). HPD
     v1: the number of the best one of n, from 0 (tgxs002/align_sd)."""
     images, preference, rank = _images(row), row.get("human_preference"), row.get("rank")
     if max(len(images), len(rank) if isinstance(rank, list) else 0) > MAX_RANKED:
@@ -169,7 +169,7 @@ def _ranked(row: Row, pair: Callable[..., RawPair], where: str) -> list[RawPair]
 
 
 def _best_of(best: int, images: list[object], pair: Callable[..., RawPair], where: str) -> list[RawPair]:
-    """The best image beside each of the others, in their order."""
+    """Pairs of the best image with each of the others, in their order."""
     if len(images) < 2 or not 0 <= best < len(images):
         wrong = Unreadable(f"human_preference {best} is the number of none of {len(images)} images, counted from 0")
         return [pair(None, None, label=wrong, weight=1.0) for _ in range(max(1, len(images) - 1))]
@@ -189,7 +189,7 @@ def _images(row: Row) -> list[object]:
 
 
 def _within(length: int) -> int:
-    """The length of a ranking; 1, which gives a single row, for one that is too long to be used."""
+    """The length of a ranking; 1, which gives a single row, for one that is too long."""
     return length if length <= MAX_RANKED else 1
 
 

@@ -1,4 +1,4 @@
-"""Files of rows: tensors that are read a row at a time, and plain columns in the file's metadata, with a checksum."""
+"""Shards: safetensors files of rows with plain columns and a checksum in the metadata."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepalign.support.files import replacing
 
 
 def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Tensor]:
-    """Rows of tensors from files, in order; names that the files do not have are left out."""
+    """Rows of tensors from files, in order; names that are missing in the files are left out."""
     by_file: dict[Path, list[int]] = {}
     for position, (path, _) in enumerate(places):
         by_file.setdefault(path, []).append(position)
@@ -34,7 +34,7 @@ def read_rows(places: list[tuple[Path, int]], names: list[str]) -> dict[str, Ten
 
 
 def save_shard(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) -> None:
-    """Write tensors, a row each, and plain columns beside them; a crash leaves the old file or the new one."""
+    """Write tensors by row, and plain columns beside them, atomically."""
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     values = columns | {"sha256": _digest(contiguous, columns)}
     with replacing(path) as temporary:
@@ -42,23 +42,23 @@ def save_shard(path: Path, tensors: dict[str, Tensor], columns: dict[str, Any]) 
 
 
 def shard_columns(path: Path) -> dict[str, Any]:
-    """What a shard says of its rows."""
+    """The plain columns of a shard."""
     with safe_open(path, framework="pt") as file:
         return json.loads(file.metadata()["columns"])
 
 
 def shard_path(folder: Path, kind: str, shard: int) -> Path:
-    """The file of a shard, by its number."""
+    """The path of a shard by its number."""
     return folder / f"{kind}-{shard:06d}.safetensors"
 
 
 def shards_of(folder: Path, kind: str) -> list[Path]:
-    """The shards of a kind that are there, in order."""
+    """The existing shards of a kind, in order."""
     return sorted(folder.glob(f"{kind}-*.safetensors"))
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard is there and its content is that of its checksum."""
+    """Whether a shard exists and matches its checksum."""
     try:
         with safe_open(path, framework="pt") as file:
             columns = json.loads(file.metadata()["columns"])

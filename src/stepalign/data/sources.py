@@ -1,4 +1,4 @@
-"""Where pairs come from: which kind of source a path or a name means."""
+"""Opens a source of preference pairs: recognises the kind of a path or name."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def open_pairs(
     """The pairs at a path, or in a dataset of the hub.
 
     A row is one pair: a ranking of n images is n (n - 1) / 2 rows. `num_rows` keeps the first so many. `split` is for
-    parquet folders, saved dictionaries of datasets and the hub; what has no splits takes "train" only. `streaming`
-    spares parquet files and the hub's datasets the copy to the cache; the other kinds are read as they are asked for in
-    any case. `allow_outside` lets rows name image files outside the folder of their file.
+    parquet folders, saved dictionaries of datasets and the hub; sources without splits take "train" only. `streaming`
+    reads parquet files and the hub's datasets without a copy in the cache; the other kinds are never copied.
+    `allow_outside` lets rows name image files outside the folder of their file.
 
-    Raises ValueError for a source of no known kind or layout, for an empty one, and when the hub refuses.
+    Raises ValueError for a source of unknown kind or layout, for an empty one, and for errors of the hub.
     """
     require(num_rows is None or num_rows >= 1, "num_rows", num_rows, "at least 1")
     path = Path(source).expanduser()

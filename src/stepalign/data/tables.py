@@ -1,4 +1,4 @@
-"""Pairs in tables that `datasets` reads: parquet files, saved datasets and the hub's."""
+"""Pairs in tables read by `datasets`: parquet files, saved datasets and datasets on the hub."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WITHOUT_PICK_A_PIC = (
 
 
 class Table:
-    """The rows of a dataset, its images as they are stored; while streaming, fetched as they are asked for.
+    """The rows of a dataset with undecoded images; streamed rows are fetched on demand.
 
     `dataset` is a Dataset or an IterableDataset of `datasets` with these columns, none when it is empty. A stream is to
     be read in one process: the workers of a DataLoader would each see a part of it. Raises ValueError for columns that
@@ -73,7 +73,7 @@ class Table:
             self.fingerprint = digest(self.fingerprint, image_digests(self.rows(), {}))
 
     def _num_pairs(self, dataset: Any, columns: list[str]) -> int:
-        """How many pairs the rows give."""
+        """The number of pairs of the rows."""
         from datasets import Value  # type: ignore[import-untyped]
 
         length: int = len(dataset)
@@ -93,7 +93,7 @@ class Table:
         if self._layout is not Layout.RANKED:
             record, skip = start, 0
         elif self._ends is None:
-            record, skip = 0, start  # a stream says only in passing how many pairs a ranking gives
+            record, skip = 0, start  # the number of pairs of a ranking is known only when its row is streamed
         else:
             record = bisect_right(self._ends, start)
             skip = start - (self._ends[record - 1] if record else 0)
@@ -118,14 +118,14 @@ def parquet_pairs(
     from datasets import config
 
     files, folder = ([path], path.parent) if path.is_file() else (sorted(path.rglob("*.parquet")), path)
-    place = glob.escape(str(path.absolute()))  # `datasets` reads names as patterns
+    place = glob.escape(str(path.absolute()))  # `datasets` takes names as glob patterns
     given = {"data_files": place} if path.is_file() else {"data_dir": place}
     fingerprint = digest(contents(folder, files), split)
     # `datasets` knows its copy of a file by path and time of modification: a folder for each content, then
     given["cache_dir"] = str(Path(config.HF_DATASETS_CACHE) / f"stepalign-{fingerprint[:16]}")
     try:
         dataset, columns, _ = _built("parquet", split=split, streaming=streaming, **given)
-    except Exception as error:  # of a dozen unrelated kinds
+    except Exception as error:  # exceptions of a dozen unrelated kinds
         raise ValueError(f"data.pairs: {name} cannot be loaded, split {split!r}: {_first_line(error)}") from error
     return Table(
         dataset,
@@ -144,7 +144,7 @@ def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None, al
 
     try:
         dataset = load_from_disk(str(folder))
-    except Exception as error:  # of a dozen unrelated kinds
+    except Exception as error:  # exceptions of a dozen unrelated kinds
         raise ValueError(f"data.pairs: {name} cannot be loaded: {_first_line(error)}") from error
     if isinstance(dataset, DatasetDict):
         require(split in dataset, "split", repr(split), f"one of {', '.join(map(repr, dataset))} for {name}")
@@ -170,7 +170,7 @@ def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None,
     reach_hub()
     try:
         dataset, columns, commit = _built(repository, revision=revision or None, split=split, streaming=streaming)
-    except Exception as error:  # of a dozen unrelated kinds
+    except Exception as error:  # exceptions of a dozen unrelated kinds
         advice = _advice(repository, str(error))
         raise ValueError(
             f"data.pairs: {source!r} is no path on this machine, and as a hub dataset it cannot be loaded, split "
@@ -188,7 +188,7 @@ def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None,
 
 
 def _caches() -> tuple[Path, ...]:
-    """Where `datasets` and the hub's client keep files."""
+    """Cache folders of `datasets` and of the hub's client."""
     from datasets import config
     from huggingface_hub import constants
 
@@ -196,7 +196,7 @@ def _caches() -> tuple[Path, ...]:
 
 
 def _built(path: str, *, split: str, streaming: bool, **given: str | None) -> tuple[Any, list[str], str]:
-    """A dataset, its columns, and what `datasets` tells versions apart by: for the hub's, the commit."""
+    """A dataset, its columns, and its version for the fingerprint: for a hub dataset the commit."""
     from datasets import load_dataset_builder
 
     builder = load_dataset_builder(path, **given)
@@ -209,7 +209,7 @@ def _built(path: str, *, split: str, streaming: bool, **given: str | None) -> tu
 
 
 def _as_stored(dataset: Any) -> Any:
-    """A dataset whose rows are Arrow's, which leaves images undecoded: a broken one is then found by `read`.
+    """The dataset in Arrow format, which leaves images undecoded, so that `read` finds broken ones.
 
     A cast to Image(decode=False) would do so too, but write a column of lists to disk again.
     """
@@ -217,7 +217,7 @@ def _as_stored(dataset: Any) -> Any:
 
 
 def _columns(dataset: Any) -> list[str]:
-    """The columns of the first row, since a stream may not know them before; none without a row."""
+    """The columns of the first row, since a stream may not know them earlier; empty without a row."""
     first = next(iter(_as_stored(dataset).iter(batch_size=1)), None)
     return [] if first is None else first.column_names
 

@@ -1,5 +1,5 @@
-"""Images of any model generated, scored and compared, apart from training.
+"""Generation, scoring and comparison of images of any model, apart from training.
 
-`generation` writes a folder of images, `scoring` scores it, `image_sets` measures it as a set, `compare` sets folders
-side by side, `ranking` orders more than two.
+`generation` writes a folder of images, `scoring` scores it, `image_sets` computes set-level metrics, `compare` compares
+folders prompt by prompt, `ranking` fits Bradley-Terry strengths to more than two.
 """

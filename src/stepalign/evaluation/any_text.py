@@ -1,7 +1,6 @@
-"""How much of a gain is independent of the prompt: scores of the same images with other prompts' texts.
+"""The share of a gain that is independent of the prompt, from scores with other prompts' texts.
 
-Such a column is a diagnostic of its scorer. It is no score to be better by: it has no place among the scores, the
-p-values and the ranking.
+Such a column is a diagnostic of its scorer, not a score: it is left out of score tables, p-values and the ranking.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from stepalign.support.statistics import mean_interval
 
 @dataclass(frozen=True, slots=True)
 class AnyTextGain:
-    """What a scorer gives two models' images with other prompts' texts: other less base."""
+    """A scorer's difference between two models, other minus base, with other prompts' texts."""
 
     scorer: str
     base: str
@@ -27,18 +26,18 @@ class AnyTextGain:
     interval: tuple[float, float]
     """95 %, over prompts."""
     share: float | None
-    """This difference over that with the images' own prompts; none unless both are significant and of one sign."""
+    """This difference over the one with the images' own prompts; None unless both are significant and of one sign."""
 
 
 def is_diagnostic(column: str) -> bool:
-    """Whether a column of scores is one with other prompts' texts."""
+    """Whether a column holds scores with other prompts' texts."""
     return column.endswith(WRONG)
 
 
 def any_text_gains(
     means: dict[str, np.ndarray], *, chosen: Sequence[tuple[int, int]], models: Sequence[str]
 ) -> list[AnyTextGain]:
-    """The diagnostics of the chosen pairs of models; `means` holds every column's means "m c" over prompts."""
+    """The diagnostics of some pairs of models; `means` holds every column's means "m c" over prompts."""
     found = []
     for base, other in chosen:
         for column in filter(is_diagnostic, means):

@@ -1,4 +1,4 @@
-"""Several models on the same prompts: means, paired differences, win rates and a ranking, all with intervals.
+"""Comparison of models on the same prompts: means, paired differences, win rates and a ranking, with intervals.
 
 Everything is paired: the images of a prompt are averaged first, intervals and p-values are taken over distinct prompts.
 """
@@ -58,7 +58,7 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What a scorer says of two models: other against base."""
+    """A scorer's paired difference between two models, other minus base."""
 
     scorer: str
     base: str
@@ -68,20 +68,20 @@ class Pair:
     interval: tuple[float, float]
     """95 %, over prompts."""
     wins: int
-    """Images of other that score higher than base's; so are ties and losses."""
+    """Counts images of `other` that score higher than base's; ties and losses likewise."""
     ties: int
     losses: int
     win_rate: float
     win_interval: tuple[float, float]
     p_value: float
-    """Of the sign-flip test."""
+    """P-value of the sign-flip test."""
     p_holm: float
-    """The same, adjusted for all scorers and pairs of the comparison."""
+    """The p-value adjusted for all scorers and pairs of the comparison."""
 
 
 @dataclass(frozen=True, slots=True)
 class CategoryPair:
-    """What a scorer says of two models on the prompts of one category."""
+    """The same on the prompts of one category."""
 
     category: str
     num_prompts: int
@@ -90,39 +90,39 @@ class CategoryPair:
     other: str
     difference: float
     interval: tuple[float, float] | None
-    """95 %, over prompts; none for a single prompt."""
+    """95 %, over prompts; None for a single prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Several models on the same prompts."""
+    """A comparison of models on the same prompts."""
 
     models: list[str]
     baseline: str
     folders: dict[str, str]
-    """By model; so is generation."""
+    """By model; generation likewise."""
     generation: dict[str, dict[str, Any] | None]
     num_prompts: int
     num_images: int
-    """Of each model."""
+    """Images of each model."""
     scorers: dict[str, ScorerRecord]
     left_out: dict[str, list[str]]
-    """Scorers that not every folder has, with the models that have them."""
+    """Scorers that are missing in some folder, with the models that have them."""
     warnings: list[str]
     scores: dict[str, dict[str, Mean]]
     """By scorer and model."""
     pairs: list[Pair]
     """The baseline against each other model first, then the others against each other."""
     any_text: list[AnyTextGain]
-    """Differences with other prompts' texts, for the pairs and the scorers that were given any."""
+    """Differences with other prompts' texts, for pairs and scorers that have such scores."""
     strengths: dict[str, dict[str, Strength]]
     """Bradley-Terry by scorer and model; empty for two models."""
     categories: list[CategoryPair]
-    """Not adjusted for how many there are; empty when the prompts have none."""
+    """Not adjusted for their number; empty when the prompts have no categories."""
     prompts: list[ComparedPrompt]
 
     def summary(self) -> dict[str, Any]:
-        """All but the prompts, as plain values."""
+        """The comparison as plain values, without the prompts."""
         values = asdict(self)
         del values["prompts"]
         return values
@@ -131,9 +131,9 @@ class Comparison:
 def compare_folders(
     folders: list[Path], *, names: list[str] | None = None, baseline: int = 0, allow_outside: bool = False
 ) -> Comparison:
-    """The comparison of evaluated folders, called by `names`, else as their evaluations or paths are.
+    """The comparison of evaluated folders, named by `names`, else by their evaluations or paths.
 
-    Raises ValueError, naming the first places and their number, when prompts, images or scores do not match, a score
+    Raises ValueError, with the first places and their number, when prompts, images or scores do not match, a score
     is not finite, or scorers of one name are not the same.
     """
     require(len(folders) >= 2, "folders", len(folders), "at least two evaluated folders")
@@ -242,7 +242,7 @@ def _by_category(
     chosen: list[tuple[int, int]],
     models: list[str],
 ) -> list[CategoryPair]:
-    """Differences among the images of each category; `groups` holds every image's, or None."""
+    """Differences by category; `groups` holds the category of every image, or None."""
     rows = []
     for category in sorted({group for group in groups if group is not None}):
         inside = np.array([group == category for group in groups])

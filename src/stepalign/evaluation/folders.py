@@ -1,4 +1,4 @@
-"""Evaluated folders, read and held against each other: whether they can be compared at all."""
+"""Reading of evaluated folders, and the checks that they can be compared."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from stepalign.support.digests import ordered_files_digest, values_digest
 from stepalign.support.parsing import parse_json, read_text
 
 SHOWN = 3
-"""Places that an error names of many."""
+"""Most places that an error lists."""
 AGAIN = "run `stepalign evaluate` on the folder again"
 
 Key = tuple[int, int]
-"""Of an image: prompt_index and image_index."""
+"""An image: prompt_index and image_index."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedFolder:
-    """Images, what they scored, and by what."""
+    """Images with their scores and the records of the scorers."""
 
     path: Path
     name: str | None
-    """As the evaluation calls it."""
+    """The name given at the evaluation."""
     images: dict[Key, ImageRow]
     scores: dict[Key, dict[str, float]]
-    """Every image has all of the records' scorers."""
+    """Every image has a score of every recorded scorer."""
     records: dict[str, ScorerRecord]
     generation: dict[str, Any] | None
-    """What drew the images, where that is known."""
+    """How the images were generated, where it is known."""
 
     @property
     def prompts(self) -> dict[int, str]:
-        """By number, in order."""
+        """By prompt index, in order."""
         return {number: row.prompt for (number, _), row in sorted(self.images.items())}
 
 
 def read_folder(path: Path, *, allow_outside: bool = False) -> EvaluatedFolder:
-    """An evaluated folder; raises ValueError, naming the first places and their number, when files, images or scores
-    are missing, scores belong to no image, or a scorer has no record; scores are finite, `read_scores` sees to it."""
+    """An evaluated folder; raises ValueError, with the first places and their number, when files, images or scores
+    are missing, scores belong to no image, or a scorer has no record; `read_scores` checks that scores are finite."""
     evaluation = _read_evaluation(path)
     name, generation = evaluation.get("name"), evaluation.get("generation")
     records = {scorer: _record(values, scorer, path) for scorer, values in evaluation["scorers"].items()}
@@ -64,9 +64,9 @@ def read_folder(path: Path, *, allow_outside: bool = False) -> EvaluatedFolder:
 
 
 def model_names(folders: list[EvaluatedFolder], names: list[str] | None) -> list[str]:
-    """What to call the folders: the given names, else those of their evaluations, else the last parts of their paths.
+    """Names of the folders: the given ones, else those of their evaluations, else the last parts of their paths.
 
-    Raises ValueError when there are too few or too many, or none of these tells the folders apart.
+    Raises ValueError when there are too few or too many, or when none of these are distinct.
     """
     if names is not None:
         holds = len(names) == len(folders) and len(set(names)) == len(names) and all(name.strip() for name in names)
@@ -105,7 +105,7 @@ def check_same_images(folders: dict[str, EvaluatedFolder]) -> None:
 
 
 def categories(folders: dict[str, EvaluatedFolder]) -> dict[int, str | None]:
-    """Every prompt's category by number; raises ValueError when it has two."""
+    """Every prompt's category by index; raises ValueError for two of one prompt."""
     found: dict[int, str | None] = {}
     for name, folder in folders.items():
         for (number, _), row in sorted(folder.images.items()):
@@ -122,9 +122,9 @@ def categories(folders: dict[str, EvaluatedFolder]) -> dict[int, str | None]:
 def shared_scorers(
     folders: dict[str, EvaluatedFolder],
 ) -> tuple[dict[str, ScorerRecord], dict[str, list[str]], list[str]]:
-    """The records of the scorers that every folder has, those left out with the models that have them, and warnings.
+    """The records of scorers in all folders, the left-out scorers with the models that have them, and warnings.
 
-    Raises ValueError when a scorer is not the same in two folders, or no scorer is in all.
+    Raises ValueError when a scorer differs between two folders, or when no scorer is in all.
     """
     (first, base), *others = folders.items()
     having: dict[str, list[str]] = {}
@@ -147,7 +147,7 @@ def shared_scorers(
 
 
 def other_seeds(folders: dict[str, EvaluatedFolder]) -> list[str]:
-    """A warning for every folder whose images are known to come from other seeds than the first one's."""
+    """A warning for every folder with images from other seeds than the first folder's."""
     (first, base), *others = folders.items()
     warnings = []
     for name, folder in others:
@@ -172,13 +172,13 @@ def repeated_prompts(num_prompts: int, num_distinct: int) -> list[str]:
 
 
 def some(items: list[str]) -> str:
-    """The first few of several things, and how many more there are."""
+    """The first few items, and the number of the others."""
     more = len(items) - SHOWN
     return ", ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def image_name(key: Key) -> str:
-    """An image in words."""
+    """An image's key in words."""
     return f"image {key[1]} of prompt {key[0]}"
 
 
@@ -216,7 +216,7 @@ def _check_scores(rows: dict[Key, ScoredRow], records: dict[str, ScorerRecord], 
 
 
 def _check_unchanged(path: Path, evaluation: dict[str, Any], images: list[Path], rows: dict[Key, ScoredRow]) -> None:
-    """Raise ValueError when images or scores are not those that the evaluation left; older ones may not say."""
+    """Raise ValueError when images or scores differ from the evaluation's digests; older results may have none."""
     if evaluation.get("images_sha256") not in (None, ordered_files_digest(images)):
         raise ValueError(f"{path}: its images are not those that were scored; {AGAIN}")
     digests = evaluation.get("scores_sha256")
@@ -226,7 +226,7 @@ def _check_unchanged(path: Path, evaluation: dict[str, Any], images: list[Path],
 
 
 def _none(items: Iterable[str], what: str, where: Path, advice: str) -> None:
-    """Raise ValueError if there are any of what must not be."""
+    """Raise ValueError, listing the places, if there are any."""
     found = list(items)
     if found:
         raise ValueError(f"{where}: {what} ({len(found)}): {some(found)}; {advice}")

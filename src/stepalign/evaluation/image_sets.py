@@ -1,6 +1,4 @@
-"""What scores do not say of a folder's images: how different those of one prompt are, how far all of them have moved
-from another folder's, and how many show what GenEval's prompts ask for.
-"""
+"""Set-level metrics of a folder of images: diversity, KID and CMMD against another folder, GenEval."""
 
 from __future__ import annotations
 
@@ -42,33 +40,33 @@ from stepalign.support.watcher import Watcher
 
 KID_SUBSET = 1000
 SETS = ("diversity", "drift", "geneval")
-"""What `measure_sets` finds."""
+"""Results of `measure_sets`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSets:
-    """What to measure of a folder beside its scores."""
+    """Settings of the set-level metrics."""
 
     features: str | None = None
     """A CLIP or DINOv2, folder or hub id: diversity over each prompt's images, and the KID against a reference."""
     reference: Path | None = None
-    """A folder of other images, such as the base model's: how far these have moved from it."""
+    """A folder of other images, such as the base model's, to measure the distance from."""
     cmmd: str | None = None
-    """The network of CMMD against the reference, openai/clip-vit-large-patch14-336 as published; none by default."""
+    """The network of CMMD against the reference, openai/clip-vit-large-patch14-336 as published; None for no CMMD."""
     geneval: bool = False
-    """GenEval's verdicts, for its prompts."""
+    """Whether to apply GenEval's rules, to images of its prompts."""
     detector: str = DETECTOR
-    """A Mask2Former trained on COCO, folder or hub id, or a .jsonl file of detections made elsewhere."""
+    """A Mask2Former trained on COCO, folder or hub id, or a .jsonl file of imported detections."""
     colours: str = COLOUR_MODEL
-    """The CLIP that names colours; detections of a file may bring their own."""
+    """The CLIP that names colours; imported detections may have their own."""
     batch_size: int = 16
-    """Images through a network at once."""
+    """Images per batch."""
     allow_outside: bool = False
     """Whether manifests may name files outside their folder."""
 
     @property
     def anything(self) -> bool:
-        """Whether there is anything to measure."""
+        """Whether any metric is chosen."""
         return self.geneval or self.features is not None or self.cmmd is not None
 
     def __post_init__(self) -> None:
@@ -80,7 +78,7 @@ class ImageSets:
 def measure_sets(
     folder: Path, rows: list[ImageRow], choice: ImageSets, *, device: str, watcher: Watcher
 ) -> dict[str, Any]:
-    """All that was chosen, under "diversity", "drift" and "geneval"."""
+    """The chosen metrics, under "diversity", "drift" and "geneval"."""
     found: dict[str, Any] = {}
     reference = [] if choice.reference is None else read_manifest(choice.reference, allow_outside=choice.allow_outside)
     drift: dict[str, Any] = {}
@@ -135,7 +133,7 @@ def diversity(rows: list[ImageRow], features: Float[Tensor, "n e"]) -> dict[str,
 
 
 def geneval(folder: Path, rows: list[ImageRow], choice: ImageSets, *, device: str, watcher: Watcher) -> dict[str, Any]:
-    """GenEval's table for images of its prompts, with what found the objects and named the colours."""
+    """GenEval's table for images of its prompts, with the records of detector and colour classifier."""
     prompts = geneval_prompts(folder, rows)
     if choice.detector.endswith(".jsonl"):
         found = read_detections(Path(choice.detector), rows)
@@ -162,9 +160,9 @@ def geneval(folder: Path, rows: list[ImageRow], choice: ImageSets, *, device: st
 
 
 def geneval_prompts(folder: Path, rows: list[ImageRow]) -> list[GenEvalPrompt]:
-    """What GenEval asks of each image, by the folder's own metadata or its prompt's text.
+    """GenEval's task for each image, from the folder's metadata or its prompt's text.
 
-    Raises ValueError naming a prompt that is none of GenEval's.
+    Raises ValueError naming a prompt that is not in GenEval.
     """
     if any(path.is_file() for path in folder.glob("*/metadata.jsonl")):
         by_number = read_folder_prompts(folder)
@@ -205,7 +203,7 @@ def _given_verdicts(
     *,
     device: str,
 ) -> list[Verdict]:
-    """Verdicts on imported detections, whose colours are theirs or, where they have none, the classifier's."""
+    """Verdicts on imported detections, with their own colours or, where they have none, the classifier's."""
     if all(one.colour is not None for objects in found.values() for one in objects):
         return [judge_image(prompt, found[row.key], given_colours) for row, prompt in zip(rows, prompts, strict=True)]
     head = ColourHead.from_pretrained(choice.colours, device=device)

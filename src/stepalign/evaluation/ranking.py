@@ -1,4 +1,4 @@
-"""A ranking of several systems from who wins against whom (Bradley and Terry 1952).
+"""Bradley-Terry ranking of systems from pairwise wins (Bradley and Terry 1952).
 
 P(i beats j) = exp(s_i) / (exp(s_i) + exp(s_j)), with strengths s on the scale of log odds whose mean is 0.
 """
@@ -17,7 +17,7 @@ MOST_STEPS = 200
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """How strong a system is among those it was compared with."""
+    """The Bradley-Terry strength of a system."""
 
     strength: float
     """Log odds of winning against the average system."""
@@ -28,15 +28,16 @@ class Strength:
 def bradley_terry(wins: np.ndarray, *, names: Sequence[str] | None = None) -> np.ndarray:
     """The most likely strengths "m" given wins "m m" of the row's system against the column's, a tie half a win each.
 
-    Raises ValueError, naming systems, unless the systems hang together: if some never win against the others, their
-    strengths have no finite best value; `drawn_matches` gives them one.
+    Raises ValueError, naming systems, unless the graph of wins is strongly connected: strengths of systems that never
+    win against the others have no finite maximum; `prior_ties` gives them one.
     """
     _check(wins, names or [f"system {index}" for index in range(len(wins))])
     return _most_likely(wins, np.ones((1, len(wins))), np.zeros(len(wins)))
 
 
-def drawn_matches(num: int, matches: float | None = None) -> np.ndarray:
-    """Wins "m m" of so many drawn matches between every pair of num systems, to be added to others; 2 / m by default.
+def prior_ties(num: int, matches: float | None = None) -> np.ndarray:
+    """Wins "m m" of a number of prior ties between every pair of systems, to be added to observed ones; 2 / m by
+    default.
 
     These are the penalty of Firth (1993), Jeffreys' prior, for two systems, and close to it for more that play equally
     often: a system that always wins then has a finite strength.
@@ -48,14 +49,14 @@ def rank(scores: np.ndarray, clusters: np.ndarray) -> list[Strength]:
     """The strengths of m systems by their scores "m n" of the same n images, with 95 % intervals over prompts.
 
     `clusters` "n" holds every image's prompt, numbered from 0, of which there are at least two; the images of a prompt
-    share the weight of one match. `drawn_matches` are added. An interval holds the values of a strength at which the
+    share the weight of one match. `prior_ties` are added. An interval holds the values of a strength at which the
     profile likelihood is not too far below its maximum: twice the difference, over the design effect (the sandwich
     variance by prompts over that of independent matches, at least 1; Chandler and Bate 2007), is at most the square of
     Student's t with one degree of freedom less than there are prompts. Ends are finite and intervals have a width.
     """
     matches = _matches(scores, clusters)
     num_prompts, num = matches.shape[:2]
-    wins = matches.sum(axis=0) + drawn_matches(num)
+    wins = matches.sum(axis=0) + prior_ties(num)
     found = bradley_terry(wins)
     chance = _chance(found)
     information = np.linalg.pinv(_curvature(wins, chance))
@@ -76,7 +77,7 @@ def rank(scores: np.ndarray, clusters: np.ndarray) -> list[Strength]:
 
 
 def _end(beyond: Callable[[float], float], best: float, step: float) -> float:
-    """Where a function that is negative at `best` becomes 0 in the direction of `step`."""
+    """The root of a function, negative at `best`, in the direction of `step`."""
     outside = best + step
     while beyond(outside) < 0:
         outside += step
@@ -84,8 +85,8 @@ def _end(beyond: Callable[[float], float], best: float, step: float) -> float:
 
 
 def _beyond(strength: float, *, wins: np.ndarray, found: np.ndarray, row: int, most: float, limit: float) -> float:
-    """How far twice the loss of log-likelihood exceeds the limit, where a row's strength is given and the others are
-    the most likely ones beside it."""
+    """Twice the loss of log-likelihood minus the limit, with a row's strength fixed and the others at their profile
+    maximum."""
     num = len(wins)
     others = np.delete(found, row)
     start = np.insert(others - others.mean() - strength / (num - 1), row, strength)
@@ -151,5 +152,5 @@ def _check(wins: np.ndarray, names: Sequence[str]) -> None:
             others = ", ".join(names[other] for other in range(len(names)) if not reached[index, other])
             raise ValueError(
                 f"no chain of wins leads from {name} to {others}, so the strengths have no finite best value; leave "
-                "systems out, or add drawn_matches to the wins"
+                "systems out, or add prior_ties to the wins"
             )

@@ -1,8 +1,8 @@
-"""What is known of a folder of scored images, as numbers to read on and as a card that says how to get them again.
+"""The result card of a folder of scored images: tables, summary, and the settings to reproduce them.
 
 scores.parquet   a row per image
 summary.json     means with 95 % intervals over prompts
-results.json     the same with the record of every scorer and of what drew the images; results.md says it in words
+results.json     the same with the records of scorers and generation; results.md is the same as Markdown
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from stepalign.support.statistics import cluster_means, clusters_of, mean_interv
 
 PARQUET, SUMMARY, CARD = "scores.parquet", "summary.json", "results.md"
 WRONG = "-wrong-prompt"
-"""Ends the name of a scorer's column in which every image was scored with another prompt's text."""
+"""Suffix of a column with scores under another prompt's text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a folder's images have scored so far, by column; columns have a value per image."""
+    """Scores of a folder's images by column, a value per image."""
 
     columns: dict[str, list[float]]
     records: dict[str, dict[str, Any]]
     """The scorer of each column."""
 
     def add(self, column: str, scores: list[float], record: dict[str, Any]) -> None:
-        """Add a column; those of wrong prompts stay behind the others."""
+        """Add a column; columns of wrong prompts stay behind the others."""
         self.columns[column], self.records[column] = scores, record
         for name in [name for name in self.columns if name.endswith(WRONG)]:
             self.columns[name], self.records[name] = self.columns.pop(name), self.records.pop(name)
 
     def remove(self, column: str) -> None:
-        """Take a column out."""
+        """Remove a column."""
         del self.columns[column], self.records[column]
 
 
@@ -65,9 +65,9 @@ def write_results(
     device: str,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write the table, the summary and the card of what has been scored so far, and return the card's values.
+    """Write the table, the summary and the card of the scores so far, and return the card's values.
 
-    `style` has each image's statistics, `images` is the digest of them all, `more` what else was measured.
+    `style` has each image's statistics, `images` is the digest of all images, `more` the set-level metrics.
     """
     columns = scored.columns
     summary: dict[str, Any] = {
@@ -100,13 +100,13 @@ def write_results(
 
 
 def prompts_sha256(rows: list[ImageRow]) -> str:
-    """The digest of a folder's prompts, each once, in the order in which they first come."""
+    """The digest of a folder's distinct prompts in the order of their first image."""
     prompts = list({row.prompt_index: row.prompt for row in rows}.values())
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 
 def read_generation(folder: Path) -> dict[str, Any] | None:
-    """What drew a folder's images, without paths on this machine; raises ValueError when it cannot be read."""
+    """The folder's generation record, without paths on this machine; raises ValueError when it cannot be read."""
     path = folder / GENERATION
     if not path.is_file():
         return None
@@ -118,7 +118,7 @@ def read_generation(folder: Path) -> dict[str, Any] | None:
 
 
 def _public(value: Any) -> Any:
-    """Plain values without paths on this machine: a card is for readers elsewhere."""
+    """Plain values without paths on this machine, since a card is read elsewhere."""
     match value:
         case str():
             return public_name(value)
@@ -153,7 +153,7 @@ def mean_over_prompts(rows: list[ImageRow], values: list[float]) -> dict[str, An
 
 
 def card(results: dict[str, Any]) -> str:
-    """The result card as Markdown: the numbers, and all that is needed to get them again."""
+    """The result card as Markdown: the scores, and everything needed to reproduce them."""
     lines = [
         f"# {markdown_text(results['name'])}",
         "",
@@ -186,14 +186,14 @@ def card(results: dict[str, Any]) -> str:
 
 
 def _score_lines(results: dict[str, Any], names: list[str]) -> list[str]:
-    """A table of some columns' means."""
+    """A Markdown table of some columns' means."""
     scales = {name: markdown_text(results["scorers"][name]["scale"]) for name in names}
     rows = [f"| {markdown_text(name)} | {_cell(results['scores'][name])} | {scales[name]} |" for name in names]
     return ["| scorer | mean (95 % interval over prompts) | scale |", "|---|---|---|", *rows]
 
 
 def _set_lines(results: dict[str, Any]) -> list[str]:
-    """What was measured beside scores."""
+    """The set-level metrics as Markdown."""
     lines: list[str] = []
     if "diversity" in results:
         found = results["diversity"]

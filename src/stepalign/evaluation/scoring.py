@@ -1,4 +1,4 @@
-"""A folder of images scored by any scorers, once each; what comes of it is in `result_card.py`."""
+"""Scoring of a folder of images, each image once by each scorer; `result_card` writes the results."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from stepalign.support.stopping import check_stop, finishing
 from stepalign.support.watcher import NullWatcher, StoppingWatcher, Watcher
 
 NAMED = 10
-"""The most bad images that an error lists."""
+"""Most unreadable images that an error lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """Who scores, and how."""
+    """Scorers and their settings."""
 
     scorers: tuple[str, ...] = ()
     """Names, or NAME=PATH with weights of your own: pickscore, hps-v2.0, hps-v2.1, aesthetic, image-reward,
@@ -39,9 +39,9 @@ class Scoring:
     batch_size: int = 16
     """Images scored at once."""
     wrong_prompts: bool = False
-    """Also score every image with another prompt's text: a gain that is there too is style, not content."""
+    """Also score every image with another prompt's text: a gain under these is style, not content."""
     sets: ImageSets = field(default_factory=ImageSets)
-    """What else to measure."""
+    """Set-level metrics."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -50,7 +50,8 @@ class Scoring:
 
 
 def check_scoring(scoring: Scoring) -> dict[str, str]:
-    """The scorers by their names; raises ValueError for anything named that is not there, and loads nothing."""
+    """Check the settings without loading anything; returns the scorers by name, raises ValueError for anything
+    missing."""
     entries = scorer_entries(scoring.scorers) if scoring.scorers else {}
     check_scorers(scoring.scorers, "scorers")
     check_device(scoring.device)
@@ -68,19 +69,18 @@ def check_scoring(scoring: Scoring) -> dict[str, str]:
 def evaluate_folder(
     folder: Path, scoring: Scoring, *, name: str | None = None, watcher: Watcher | None = None
 ) -> dict[str, Any]:
-    """Score a folder's images and return what results.json says.
+    """Score a folder's images and return the content of results.json.
 
-    A scorer whose weights, config and tokenizer have scored these very images and prompts does not score again; one
-    scorer is in memory at a time, and its scores are written before the next begins. Raises ValueError before any
-    scoring for scorers that are not known, for images that are missing or cannot be read, which it counts and names,
-    and while another job is at work in the folder.
+    Scores of the same images and prompts by the same weights, config and tokenizer are kept; one scorer is in memory at
+    a time, and its scores are written before the next begins. Raises ValueError before any scoring for unknown scorers,
+    for missing or unreadable images, with their names and number, and while another job holds the folder.
     """
     watcher = watcher or NullWatcher()
     entries = check_scoring(scoring)
     rows = read_manifest(folder, allow_outside=scoring.sets.allow_outside)
     if scoring.sets.reference is not None:
         read_manifest(scoring.sets.reference, allow_outside=scoring.sets.allow_outside)
-    read_generation(folder)  # these two are refused before the work, not after it
+    read_generation(folder)  # these two are refused before the scoring, not after it
     with locked(folder, note=watcher.note), finishing():
         return _evaluate(folder, rows, entries, scoring, name, StoppingWatcher(watcher))
 
@@ -110,7 +110,9 @@ def _evaluate(
             )  # the others are the same prompts in another order
             cut = count_cut({scorer_name: scorer.num_cut}, own, told)
             scores = _score(folder, rows, scorer, prompts, scoring, watcher)
-            if column in scored.columns:  # another scorer's, which a stop must not leave beside the new scores
+            if (
+                column in scored.columns
+            ):  # scores of another scorer, which must not remain beside the new ones after a stop
                 scored.remove(column)
                 write_results(folder, rows, scored, style, **given)
             scored.add(column, scores, asdict(scorer.record) | {"prompts_cut": cut})
@@ -123,9 +125,9 @@ def _evaluate(
 
 
 def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, list[dict[str, float]]]:
-    """The digest of a folder's images in the order of its manifest, and each one's style.
+    """The digest of a folder's images in the order of its manifest, and the style statistics of each.
 
-    Raises ValueError that counts the images which cannot be read and names the first of them.
+    Raises ValueError with the number of unreadable images and the names of the first.
     """
     style, problems = [], []
     for number, row in enumerate(rows, 1):
@@ -144,13 +146,13 @@ def inspect(folder: Path, rows: list[ImageRow], watcher: Watcher) -> tuple[str, 
 
 
 def _columns(name: str, scorer: Scorer, own: list[str], others: list[str] | None) -> list[tuple[str, list[str]]]:
-    """The columns that a scorer fills, with the prompts of each: the images' own, and others where wanted."""
+    """The columns of a scorer with their prompts: the images' own, and wrong ones if asked for."""
     wrong = [] if others is None or not scorer.record.needs_prompt else [(f"{name}{WRONG}", others)]
     return [(name, own), *wrong]
 
 
 def _is_due(scored: Scored, column: str, record: ScorerRecord, watcher: Watcher) -> bool:
-    """Whether a column is to be filled: it is not there, or is of another scorer."""
+    """Whether a column must be computed: it is missing, or of another scorer."""
     if column not in scored.columns:
         return True
     different = record_differences(record, read_record(scored.records[column]))
@@ -164,7 +166,7 @@ def _is_due(scored: Scored, column: str, record: ScorerRecord, watcher: Watcher)
 def _score(
     folder: Path, rows: list[ImageRow], scorer: Scorer, prompts: list[str], scoring: Scoring, watcher: Watcher
 ) -> list[float]:
-    """A scorer's score of every image; raises ValueError naming the images among which one has none."""
+    """A scorer's score of every image; raises ValueError naming the batch with a non-finite one."""
     scores: list[float] = []
     for start in range(0, len(rows), scoring.batch_size):
         batch = rows[start : start + scoring.batch_size]
@@ -179,8 +181,8 @@ def _score(
 
 
 def _before(folder: Path, rows: list[ImageRow], images: str, watcher: Watcher) -> tuple[Scored, dict[str, Any]]:
-    """What an earlier evaluation of the very same images and prompts found, and what it measured beside the scores;
-    nothing of others, and nothing of files that are damaged."""
+    """Scores and set-level metrics of an earlier evaluation of the same images and prompts; empty for other images and
+    for damaged files."""
     if not (folder / EVALUATION).is_file():
         return Scored({}, {}), {}
     try:
@@ -194,14 +196,16 @@ def _before(folder: Path, rows: list[ImageRow], images: str, watcher: Watcher) -
 
 
 def _reusable(folder: Path, rows: list[ImageRow], earlier: dict[str, Any]) -> Scored:
-    """The columns of scores.jsonl that an evaluation has a record of, and that are as it left them."""
+    """The columns of scores.jsonl with a record in the evaluation and an unchanged digest."""
     scored = Scored({}, {})
     if not (folder / SCORES).is_file():
         return scored
     scores = read_scores(folder)
     if [(row.key, row.prompt) for row in scores] != [(row.key, row.prompt) for row in rows]:
         return scored
-    for name in (name for name in scores[0].scores if name in earlier["scorers"]):  # a stop can leave one without
+    for name in (
+        name for name in scores[0].scores if name in earlier["scorers"]
+    ):  # a stop can leave a column without a record
         column = [row.scores[name] for row in scores]
         if earlier.get("scores_sha256", {}).get(name) in (None, values_digest(column)):
             read_record(earlier["scorers"][name])

@@ -1,6 +1,6 @@
 """A working text-to-image model of a few megabytes, with its judges, its world and two held-out oracles.
 
-See README.md in this folder; `python -m stepalign.miniature.build` makes all of it from nothing.
+See README.md in this folder; `python -m stepalign.miniature.build` trains all of it from scratch.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The miniature's base model, trained from nothing: tokenizer, VAE, then text encoder and UNet together.
+"""The miniature's base model, trained from scratch: tokenizer, VAE, then text encoder and UNet together.
 
 The result is an ordinary `StableDiffusionPipeline` of 32-pixel images with 8x8x4 latents.
 """
@@ -27,7 +27,7 @@ from stepalign.miniature import world
 MAX_TOKENS = 16
 WIDTH = 64
 Progress = Callable[[str, int, int, float], None]
-"""Called with a stage's name, the step, the number of steps and the loss."""
+"""Callback with a stage's name, the step, the number of steps and the loss."""
 
 
 def make_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -85,7 +85,7 @@ def optimise(
 ) -> float:
     """AdamW with a linear warm-up and half a cosine down to zero, gradients clipped to 1.
 
-    `loss_of` gives the loss to descend and the one to report, whose average over about 100 steps is returned.
+    `loss_of` returns the loss to minimise and the one to report; its average over about 100 steps is returned.
     """
 
     def factor(step: int) -> float:
@@ -109,10 +109,10 @@ def optimise(
     return average
 
 
-def draw_images(num: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
+def sample_images(num: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
     """Rendered images in [-1, 1] and their captions."""
-    attributes = world.draw_attributes(num, generator)
-    images = world.render(world.draw_scenes(attributes, generator), generator)
+    attributes = world.sample_attributes(num, generator)
+    images = world.render(world.sample_scenes(attributes, generator), generator)
     return images * 2 - 1, [world.caption(row) for row in attributes.tolist()]
 
 
@@ -133,7 +133,7 @@ def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress)
     )
 
     def loss_of() -> tuple[Tensor, Tensor]:
-        images, _ = draw_images(batch_size, generator)
+        images, _ = sample_images(batch_size, generator)
         posterior = vae.encode(images).latent_dist
         reconstruction = F.mse_loss(vae.decode(posterior.sample(generator)).sample, images)
         return reconstruction + 1e-5 * posterior.kl().mean(), reconstruction
@@ -148,7 +148,7 @@ def train_vae(*, num_steps: int, batch_size: int, seed: int, progress: Progress)
         progress=lambda *row: progress("vae", *row),
     )
     with torch.no_grad():
-        latents = vae.encode(draw_images(1024, generator)[0]).latent_dist.mode()
+        latents = vae.encode(sample_images(1024, generator)[0]).latent_dist.mode()
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     return vae.eval().requires_grad_(False), average
 
@@ -188,7 +188,7 @@ def train_denoiser(
     )
     text_encoder = CLIPTextModel(text_config(tokenizer))
     with torch.no_grad():
-        rows = [draw_images(1000, generator) for _ in range(40)]
+        rows = [sample_images(1000, generator) for _ in range(40)]
         latents = torch.cat([vae.encode(p).latent_dist.mode() for p, _ in rows]) * vae.config.scaling_factor
     tokens = tokenize(tokenizer, [text for _, captions in rows for text in captions])
     empty = tokenize(tokenizer, [""])
@@ -226,7 +226,7 @@ def train_denoiser(
 
 
 def halve_weights(folder: Path) -> None:
-    """Rewrite every safetensors file under a folder in half precision; the configs go on asking for float32."""
+    """Rewrite every safetensors file under a folder in half precision; the configs keep float32."""
     for path in sorted(folder.rglob("*.safetensors")):
         save_file({key: value.half() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
 

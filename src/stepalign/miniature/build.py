@@ -1,6 +1,6 @@
-"""Makes the miniature from nothing: `python -m stepalign.miniature.build [--output DIR] [--seed 0]`.
+"""Trains the miniature from scratch: `python -m stepalign.miniature.build [--output DIR] [--seed 0]`.
 
-Base model first (VAE; text encoder and UNet), then the judges that look through it. Seeded; some forty minutes on
+Base model first (VAE; text encoder and UNet), then the judges on its predictions. Seeded; some forty minutes on
 two busy cores. The figures of a build are written to build.json beside the weights.
 """
 

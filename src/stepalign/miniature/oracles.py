@@ -1,4 +1,4 @@
-"""The miniature's held-out oracles: what an image is worth, measured on its pixels by fixed rules.
+"""The miniature's held-out oracles: image quality and caption agreement, measured on pixels by fixed rules.
 
 Neither takes part in any training. They are metrics: `(images, prompts) -> scores`, larger is better, in [0, 1].
 """
@@ -18,7 +18,7 @@ Images = Float[Tensor, "b 3 32 32"]
 
 
 def aesthetic(images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
-    """How well an image is made, whatever it shows: the mean of saturation, contrast, sharpness and cleanness.
+    """Image quality, independent of content: the mean of saturation, contrast, sharpness and cleanness.
 
     Saturation is the chroma of the 5 % most colourful pixels; contrast the widest span of a colour channel;
     sharpness the steepest 3 % of gradients relative to that span; cleanness falls with the median local deviation.
@@ -46,7 +46,7 @@ def alignment(images: Images, prompts: list[str]) -> Float[Tensor, " b"]:
 
 
 def recognise(images: Images) -> Int[Tensor, "b 4"]:
-    """The attributes an image shows, in the order of `world.ATTRIBUTES`.
+    """The recognised attributes of an image, in the order of `world.ATTRIBUTES`.
 
     The background is the median of the border, the shape's colour the mean of what differs most from it; both are
     named by the nearest colour under any degradation the world can apply. Size and shape are those of the best

@@ -24,7 +24,7 @@ from stepalign.data.prepared import PairEncoder, prepare
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature import world
-from stepalign.miniature.base import Progress, draw_images, halve_weights, optimise, text_config, tokenize
+from stepalign.miniature.base import Progress, halve_weights, optimise, sample_images, text_config, tokenize
 from stepalign.miniature.settings import GUIDANCE_SCALE, NUM_HELD_OUT_PAIRS, NUM_TRAINING_PAIRS, SPM_TRAINING
 from stepalign.models.base import BaseModel
 from stepalign.models.clip import preprocess, preprocess_decoded
@@ -36,7 +36,7 @@ from stepalign.training.judge_trainer import JudgeTrainer, preference_losses
 TIMESTEPS = (0, 251, 501, 701, 951)
 SPLITS = ("train", "held-out")
 BLOCK = 256
-"""Pairs drawn at once."""
+"""Pairs per block of random numbers."""
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -56,18 +56,18 @@ def clip_config(tokenizer: CLIPTokenizer) -> CLIPConfig:
     return CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=64)
 
 
-def draw_image_pairs(
+def sample_image_pairs(
     captions: list[str], num: int, generator: torch.Generator
 ) -> tuple[list[str], Float[Tensor, "b 2 3 h w"], Float[Tensor, " b"]]:
-    """Captions drawn at random, two rendered images in [0, 1] of each, and the annotator's labels."""
+    """Random captions, two rendered images in [0, 1] of each, and the annotator's labels."""
     index = torch.randint(len(captions), (num,), generator=generator).tolist()
     prompts = [captions[i] for i in index]
-    first, second, label = world.draw_pairs(prompts, generator)
+    first, second, label = world.sample_pairs(prompts, generator)
     return prompts, torch.stack([world.render(first, generator), world.render(second, generator)], 1), label
 
 
 class WorldPairs:
-    """The world's preference pairs as a source of rows: as many as wanted, drawn again whenever they are read."""
+    """The world's preference pairs as a source of rows: any number, generated anew on every read."""
 
     def __init__(self, *, split: str, num_rows: int) -> None:
         if split not in SPLITS:
@@ -79,12 +79,12 @@ class WorldPairs:
         self.fingerprint = hashlib.sha256(f"world pairs 1: {self.name}, {num_rows} rows".encode()).hexdigest()
 
     def rows(self, start: int = 0) -> Iterator[RawPair]:
-        """The rows from number `start`, drawn in blocks that the split and their own number decide."""
+        """The rows from index `start`, generated in blocks seeded by split and block index."""
         for row in range(start, self.num_rows or 0):
             block, index = divmod(row, BLOCK)
             if row == start or index == 0:
                 generator = generator_for(0, Purpose.JUDGE_DATA, self._split, block)
-                prompts, images, label = draw_image_pairs(self._captions, BLOCK, generator)
+                prompts, images, label = sample_image_pairs(self._captions, BLOCK, generator)
                 pixels = (images * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
             sides = (Image.fromarray(pixels[index, 0]), Image.fromarray(pixels[index, 1]))
             yield RawPair(f"row {row}", prompts[index], sides, label[index].item())
@@ -100,7 +100,7 @@ def train_pickscore(
     model = CLIPModel(clip_config(tokenizer))
 
     def contrastive() -> tuple[Tensor, Tensor]:
-        images, texts = draw_images(128, generator)
+        images, texts = sample_images(128, generator)
         pixels = preprocess_decoded(images, world.PIXELS)
         logits = model(input_ids=tokenize(tokenizer, texts), pixel_values=pixels).logits_per_text
         target = torch.arange(len(texts))
@@ -108,7 +108,7 @@ def train_pickscore(
         return loss, loss
 
     def preference() -> tuple[Tensor, Tensor]:
-        prompts, images, label = draw_image_pairs(captions, 64, generator)
+        prompts, images, label = sample_image_pairs(captions, 64, generator)
         pixels = preprocess(images.flatten(0, 1), world.PIXELS, rounding="transformers")
         logits = model(input_ids=tokenize(tokenizer, prompts), pixel_values=pixels).logits_per_text
         rows = torch.arange(len(prompts))

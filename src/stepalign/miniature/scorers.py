@@ -1,4 +1,4 @@
-"""The miniature's own scorers of finished images: its two oracles, and the CLIP that its judge began as."""
+"""The miniature's scorers of finished images: its two oracles, and the CLIP from which its judge was trained."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class OracleScorer:
         )
 
     def num_cut(self, prompts: list[str]) -> int:
-        """None: captions are looked up whole."""
+        """Always 0: captions are looked up whole."""
         return 0
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """Scores of images of the miniature's world; raises ValueError for others, and for captions not its own."""
+        """Scores of images of the miniature's world; raises ValueError for other images and captions."""
         check_pairs(len(images), prompts)
         sizes = {image.size for image in images} - {(world.PIXELS, world.PIXELS)}
         if sizes:

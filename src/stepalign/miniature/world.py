@@ -1,8 +1,8 @@
 """The miniature's world: captioned 32-pixel images of one shape, rendered at varying quality.
 
 A caption names four attributes, for example "a large red circle on a navy background". How well the image is
-made (sharpness, saturation, contrast, grain) is never in the caption: a model that learns this world draws good and
-bad images alike, and preferences can teach it to draw the good ones.
+made (sharpness, saturation, contrast, grain) is never in the caption: a model that learns this world generates good
+and bad images alike, and preferences can teach it to generate the good ones.
 
 Shapes in annotations: b images, 3 channels, h = w = 32 pixels, values in [0, 1].
 """
@@ -45,7 +45,7 @@ NUM_HELD_OUT = 216
 
 @dataclass(frozen=True, slots=True)
 class Scenes:
-    """What b images show, as indices into the tables above, and how well they are made."""
+    """Content of b images, as indices into the tables above, and their qualities."""
 
     size: Int[Tensor, " b"]
     colour: Int[Tensor, " b"]
@@ -81,7 +81,7 @@ _ATTRIBUTES_OF = {caption(list(attributes)): attributes for attributes in _all_a
 
 
 def attributes_of(captions: list[str]) -> Int[Tensor, "b 4"]:
-    """The attribute indices that captions of this world name.
+    """The attribute indices of captions of this world.
 
     Raises ValueError for a caption that is not of this world.
     """
@@ -92,17 +92,17 @@ def attributes_of(captions: list[str]) -> Int[Tensor, "b 4"]:
 
 
 def split_captions() -> tuple[list[str], list[str]]:
-    """All 576 captions, shuffled once and for all, as (training, held-out) captions."""
+    """All 576 captions, in a fixed random order, as (training, held-out) captions."""
     captions = list(_ATTRIBUTES_OF)
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [captions[i] for i in order]
     return shuffled[NUM_HELD_OUT:], shuffled[:NUM_HELD_OUT]
 
 
-def draw_scenes(attributes: Int[Tensor, "b 4"], generator: torch.Generator) -> Scenes:
-    """Scenes with the given attributes, placed and made at random.
+def sample_scenes(attributes: Int[Tensor, "b 4"], generator: torch.Generator) -> Scenes:
+    """Scenes with the given attributes, with random positions and qualities.
 
-    The four qualities of an image go together: each is one uniform draw of the image plus its own spread.
+    The four qualities of an image go together: each is one uniform sample per image plus its own spread.
     """
     num = len(attributes)
     centre = (torch.rand(num, 2, generator=generator) * 2 - 1) * 0.15
@@ -112,7 +112,7 @@ def draw_scenes(attributes: Int[Tensor, "b 4"], generator: torch.Generator) -> S
     return Scenes(size, colour, shape, background, centre, quality)
 
 
-def draw_attributes(num: int, generator: torch.Generator) -> Int[Tensor, "b 4"]:
+def sample_attributes(num: int, generator: torch.Generator) -> Int[Tensor, "b 4"]:
     """Uniform random attributes."""
     columns = [torch.randint(count, (num,), generator=generator) for _, count in ATTRIBUTES]
     return torch.stack(columns, 1)
@@ -121,7 +121,7 @@ def draw_attributes(num: int, generator: torch.Generator) -> Int[Tensor, "b 4"]:
 def coverage(
     shape: Int[Tensor, " b"], radius: Float[Tensor, " b"], centre: Float[Tensor, "b 2"]
 ) -> Float[Tensor, "b h w"]:
-    """How much of each pixel the shape covers, from its signed distance, anti-aliased over one pixel."""
+    """The shape's coverage of each pixel, from its signed distance, anti-aliased over one pixel."""
     axis = (torch.arange(PIXELS) + 0.5) * 2 / PIXELS - 1
     x = axis[None, None, :] - centre[:, 0, None, None]
     y = axis[None, :, None] - centre[:, 1, None, None]
@@ -167,7 +167,7 @@ def degrade_colour(
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> Float[Tensor, "b 3 h w"]:
-    """The images of scenes; the generator draws the grain only."""
+    """The images of scenes; the generator decides the grain only."""
     sharpness, saturation, contrast, cleanness = scenes.quality.unbind(1)
     radius = torch.tensor([*SIZES.values()])[scenes.size]
     mask = coverage(scenes.shape, radius, scenes.centre)[:, None]
@@ -181,23 +181,23 @@ def render(scenes: Scenes, generator: torch.Generator) -> Float[Tensor, "b 3 h w
     return (image + 0.07 * (1 - cleanness)[:, None, None, None] * grain).clamp(0, 1)
 
 
-def draw_pairs(
+def sample_pairs(
     captions: list[str], generator: torch.Generator, *, change: float = 0.35
 ) -> tuple[Scenes, Scenes, Float[Tensor, " b"]]:
     """Two scenes per caption and the annotator's label for the first: 1 preferred, 0 not, .5 undecided.
 
-    With probability `change` each attribute group of a scene is redrawn, so that images do not always show what the
-    caption says. The annotator is generic, as Pick-a-Pic's are: it weighs the share of attributes shown against the
-    mean quality, adds logistic noise of its own and calls small differences a tie. It knows how the images were
-    made and looks at no oracle.
+    With probability `change` each attribute group of a scene is resampled, so that images do not always show
+    the caption. The annotator is generic, as Pick-a-Pic's are: it weighs the share of attributes shown against the
+    mean quality, adds logistic noise of its own and calls small differences a tie. It knows the scenes'
+    parameters and uses no oracle.
     """
     wanted = attributes_of(captions)
 
     def one() -> tuple[Scenes, Tensor]:
-        redraw = torch.rand(len(captions), 1, generator=generator) < change
+        resample = torch.rand(len(captions), 1, generator=generator) < change
         which = torch.rand(len(captions), 4, generator=generator) < 0.5
-        shown = torch.where(redraw & which, draw_attributes(len(captions), generator), wanted)
-        scenes = draw_scenes(shown, generator)
+        shown = torch.where(resample & which, sample_attributes(len(captions), generator), wanted)
+        scenes = sample_scenes(shown, generator)
         return scenes, 4 * (shown == wanted).float().mean(1) + 4 * scenes.quality.mean(1)
 
     first, first_utility = one()

@@ -36,7 +36,7 @@ class _Adapter:
 
 
 def split_scale(entry: str) -> tuple[str, float]:
-    """A path or hub id and its scale, of "PATH" or "PATH:SCALE"; a file or folder of that very name has the scale 1.
+    """A path or hub id and its scale, of "PATH" or "PATH:SCALE"; a file or folder of exactly that name has scale 1.
 
     Only a number behind the last colon counts, so that other colons stay part of the path.
     """
@@ -49,8 +49,8 @@ def split_scale(entry: str) -> tuple[str, float]:
 def find_adapter(name: str) -> Path:
     """The file of an adapter: a file, a folder, owner/name or owner/name/file on the hub.
 
-    Of a folder or repository it is `pytorch_lora_weights.safetensors`, PEFT's `adapter_model.safetensors`, the only
-    .safetensors file, or one of the first two as .bin. Raises ValueError when there is none, or which one is not clear.
+    In a folder or repository it is `pytorch_lora_weights.safetensors`, PEFT's `adapter_model.safetensors`, the only
+    .safetensors file, or one of the first two as .bin. Raises ValueError when there is none, or several candidates.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -66,9 +66,9 @@ def find_adapter(name: str) -> Path:
 
 
 def check_adapter(name: str) -> Path:
-    """The file of an adapter that is a LoRA in a layout that can be read; needs no model.
+    """The file of an adapter, checked to be a LoRA in a known layout; needs no model.
 
-    Raises ValueError as `find_adapter` does, and for a file that is damaged or no such LoRA, naming what it is.
+    Raises ValueError as `find_adapter` does, and for a damaged or unsupported file, with its kind.
     """
     file = find_adapter(name)
     _read(name, file)
@@ -76,7 +76,7 @@ def check_adapter(name: str) -> Path:
 
 
 def adapter_digest(name: str) -> str:
-    """A digest of all that decides an adapter, of a LoRA that can be read: its file and PEFT's settings beside it."""
+    """The digest of an adapter: its file and PEFT's settings beside it."""
     file = check_adapter(name)
     settings = settings_file(file)
     return file_digest(file) if settings is None else files_digest([file, settings])
@@ -87,9 +87,9 @@ def load_adapters(model: BaseModel, adapters: list[tuple[str, float]]) -> list[P
 
     A name is as `find_adapter` takes it; its file is in a layout of `lora_layouts`, for the UNet and, if it has any,
     the text encoders. The networks then predict with W + sum of scale (alpha / rank) B A; an adapter of scale 0 is
-    checked like every other and has no part in it. Call it once, before any prompt is encoded.
+    checked like every other and has no effect. Call it once, before any prompt is encoded.
 
-    Raises ValueError unless every tensor of every file has its place, before anything is changed.
+    Raises ValueError unless every tensor of every file matches a module, before anything is changed.
     """
     networks = {part: model.pipeline.components[part] for part in NETWORKS if part in model.pipeline.components}
     files = [find_adapter(name) for name, _ in adapters]
@@ -134,13 +134,13 @@ def _put_on(network: nn.Module, part: str, adapters: list[_Adapter]) -> None:
 def _inject(network: nn.Module, name: str, updates: list[LoraUpdate], scale: float) -> None:
     """Wrap the updates' modules in peft's layers and fill these with factors and scales.
 
-    Modules, ranks and scales are set one by one: what diffusers and peft read from a file depends on their version,
-    and some of it is wrong silently (ranks that differ within a file, alphas of kohya's layout).
+    Modules, ranks and scales are set one by one: the loaders of diffusers and peft depend on their version, and are
+    silently wrong in some (ranks that differ within a file, alphas of kohya's layout).
     """
     modules = "|".join(re.escape(update.module) for update in updates)
     config = LoraConfig(r=1, lora_alpha=1, target_modules=f"({modules})", init_lora_weights=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
         inject_adapter_in_model(config, network, adapter_name=name, low_cpu_mem_usage=True)
     for update in updates:
         layer = network.get_submodule(update.module)

@@ -1,4 +1,4 @@
-"""What every user of a CLIP model shares: preprocessing, tokens, folders."""
+"""Shared CLIP preprocessing, tokenization and loading."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from stepalign.support.tensor_files import variant_of
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 TOKENIZED = 4096
-"""Prompts tokenized at once where they are only counted."""
+"""Prompts per tokenizer call when only lengths are needed."""
 Rounding = Literal["torchvision", "transformers", "spo"]
-"""How a program rounds the long side of a resized image and half the margin of its centre crop."""
+"""Rounding of the long side of a resized image and of half the margin of its centre crop, by program."""
 
 
 def resized_size(height: int, width: int, size: int, rounding: Rounding) -> tuple[int, int]:
-    """Height and width of an image whose short side becomes `size`; the long side is no whole number then.
+    """Height and width of an image whose short side becomes `size`; the long side is then not a whole number.
 
     torchvision and transformers truncate it, SPO's scorer rounds it.
     """
@@ -95,7 +95,7 @@ def tokenize(tokenizer: CLIPTokenizer, config: CLIPConfig, prompts: list[str]) -
 
 
 def num_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> int:
-    """How many prompts have more than `length` tokens, with those at both ends, and are cut by an encoder of it."""
+    """The number of prompts with more than `length` tokens, start and end included, which an encoder cuts."""
     parts = (prompts[start : start + TOKENIZED] for start in range(0, len(prompts), TOKENIZED))
     return sum(
         len(ids) > length for part in parts for ids in tokenizer(part, truncation=True, max_length=length + 1).input_ids
@@ -103,8 +103,8 @@ def num_cut(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int)
 
 
 def load_clip(folder: Path) -> CLIPModel:
-    """A CLIP model in fp32, strictly: raises ValueError where transformers would draw missing weights at random or
-    drop those that it does not know."""
+    """A CLIP model in fp32; raises ValueError for missing or unknown weights, which transformers would initialise at
+    random or drop."""
     given = {"dtype": torch.float32, "variant": variant_of(folder)}
     try:
         model, found = CLIPModel.from_pretrained(folder, output_loading_info=True, **given)
@@ -118,12 +118,12 @@ def load_clip(folder: Path) -> CLIPModel:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, or what it is."""
+    """The first line of an error's message, or its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_tokenizer(tokenizer: CLIPTokenizer, num_embeddings: int, name: str) -> None:
-    """Refuse what transformers lets pass: a tokenizer whose files are missing, or one of another text encoder."""
+    """Raise ValueError for a tokenizer without files or of another text encoder, which transformers accepts."""
     if not 3 < len(tokenizer) <= num_embeddings:
         raise ValueError(
             f"{name} has a tokenizer of {len(tokenizer)} tokens for a text encoder of {num_embeddings}; are files "
@@ -132,7 +132,7 @@ def check_tokenizer(tokenizer: CLIPTokenizer, num_embeddings: int, name: str) ->
 
 
 def resolve_folder(name: str) -> Path:
-    """A local folder, or a hub repository's snapshot; raises ValueError when it is neither."""
+    """A local folder, or a hub repository's snapshot; raises ValueError for other names."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder

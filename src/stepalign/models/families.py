@@ -1,4 +1,4 @@
-"""Which family a diffusers folder, a hub repository or a single file is of, and what a file is that is of none."""
+"""Recognition of model families: of diffusers folders, hub repositories and single files, with names of other files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER_FILES = (
         "a VAE; give its diffusers folder with --base.vae",
     ),
 )
-"""Names of tensors, and what a file is that has some of them and no text encoder of a family."""
+"""Tensor name patterns of unsupported files, and what such a file is."""
 
 
 def family_of_folder(source: str) -> Family:
@@ -45,10 +45,11 @@ def family_of_folder(source: str) -> Family:
 
 
 def family_of_file(path: Path, config: str | None, given: PredictionType | None) -> tuple[Family, dict[str, object]]:
-    """The family of a single file in the original layout, and what the file's marks change in its noise schedule.
+    """The family of a single file in the original layout, and the changes of its noise schedule by the file's own
+    marks.
 
-    `config` is the folder or hub id that it borrows configs from, `given` what the user says that it predicts. Raises
-    ValueError, without naming the file, for one of no family or whose config is of another.
+    `config` is the folder or hub id of its configs, `given` the user's prediction type. Raises ValueError, without the
+    file's name, for an unknown family and for a config of another.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"a {path.suffix or 'file without suffix'} may hold programs: convert it to .safetensors")

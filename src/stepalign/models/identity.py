@@ -1,4 +1,4 @@
-"""The identity of a loaded base model: every part that decides which images it generates."""
+"""Identity of a loaded base model: digests of every part that decides its images."""
 
 from __future__ import annotations
 

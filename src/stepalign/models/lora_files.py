@@ -1,4 +1,4 @@
-"""Files of LoRA adapters: which of a folder's files it is, its tensors and settings, and the two that a run writes."""
+"""LoRA files: finding one in a folder, reading tensors and settings, and writing the two files of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LORA_FILES = (
     "pytorch_lora_weights.bin",
     "adapter_model.bin",
 )
-"""The adapter among a folder's files: diffusers' before PEFT's, pickled ones only where there is no other."""
+"""File names of adapters by priority: diffusers' before PEFT's, pickled ones last."""
 KOHYA_FILE = "kohya.safetensors"
 """A run's adapter under the names that ComfyUI and A1111 read."""
 PEFT_CONFIG = "adapter_config.json"
@@ -29,7 +29,7 @@ METADATA = "lora_adapter_metadata"
 
 
 def choose_lora(name: str, files: list[str]) -> str:
-    """The adapter among the files of a folder or repository; raises ValueError when there is none, or no telling."""
+    """The adapter among the files of a folder or repository; raises ValueError for none and for several."""
     there = sorted(file for file in files if file.endswith((".safetensors", ".bin")))
     safetensors = [file for file in there if file.endswith(".safetensors")]
     for file in LORA_FILES[:2]:
@@ -48,7 +48,7 @@ def choose_lora(name: str, files: list[str]) -> str:
 def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and settings of an adapter's file: diffusers' metadata, else the adapter_config.json beside PEFT's file.
 
-    Raises ValueError, one line, for a file that is damaged.
+    Raises ValueError for a damaged file.
     """
     tensors = read_tensors(file)
     if file.suffix == ".safetensors" and (text := read_header(file)[1].get(METADATA)):
@@ -58,16 +58,16 @@ def read_lora(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def settings_file(file: Path) -> Path | None:
-    """The adapter_config.json that goes with an adapter's file, if it is one of PEFT's."""
+    """The adapter_config.json beside an adapter's file, if it is PEFT's."""
     config = file.with_name(PEFT_CONFIG)
     return config if file.name.startswith("adapter_model.") and config.is_file() else None
 
 
 def write_lora(folder: Path, weights: dict[str, Tensor], *, version: dict[str, str]) -> None:
-    """Write a UNet's LoRA, B A of alpha = rank, for diffusers and under the names of kohya, each file whole or not.
+    """Write a UNet's LoRA, with alpha = rank, in diffusers' and kohya's layouts, each file atomically.
 
-    `weights` are named as in peft (MODULE.lora_A.weight); `version`, kohya's metadata, tells which models it is for. It
-    has one entry: safetensors writes several in an order that differs from process to process.
+    `weights` are named as in peft (MODULE.lora_A.weight); `version`, kohya's metadata, names the base model. It has
+    one entry: safetensors writes several in an order that differs from process to process.
     """
     assert len(version) == 1
     tensors = {f"unet.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}

@@ -1,4 +1,4 @@
-"""What a file is that is not a LoRA for these models, by the names of its tensors."""
+"""Names of unsupported adapter files, recognised by their tensor names."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ KINDS = (
         "a whole model; give it as model",
     ),
 )
-"""Patterns of names, and what a file with such a name is."""
+"""Tensor name patterns, and the kind of file that has them."""
 NETWORK_TENSOR = re.compile(
     r"(?:unet\.)?(?:conv_in|conv_out|time_embedding|down_blocks|mid_block|up_blocks)\.(?!.*lora).*(?:weight|bias)"
 )
 
 
 def kind_of(keys: Iterable[str]) -> str | None:
-    """What a file with tensors of these names is, when it is known and no LoRA for these models; None otherwise."""
+    """The kind of an unsupported file by its tensor names; None when it is unknown or supported."""
     names = list(keys)
     for pattern, kind in KINDS:
         if any(re.search(pattern, name) for name in names):

@@ -36,7 +36,7 @@ PREFIXES = (
     ("text_encoder_2.", "text_encoder_2"),
     ("text_encoder.", "text_encoder"),
 )
-"""How the name of a module begins, and the network it is of; without such a beginning every network is searched."""
+"""Prefixes of module names, and their network; names without a prefix are searched in every network."""
 CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Values of PEFT's init_lora_weights under which the trained adapter belongs to changed base weights."""
 
@@ -58,7 +58,7 @@ class LoraUpdate:
 
 
 def check_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Raise ValueError, a predicate without its subject, for what is no LoRA of these layouts, naming what it is."""
+    """Raise ValueError, a predicate without its subject, for files that are not LoRAs of these layouts."""
     kind = kind_of(tensors)
     for values in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         peft_type = str(values.get("peft_type") or "LORA").rpartition(".")[2]
@@ -79,10 +79,10 @@ def check_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None
 def lora_updates(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], networks: Mapping[str, nn.Module]
 ) -> list[LoraUpdate]:
-    """What a LoRA file, one that `check_lora` lets pass, changes in a model: one update per module.
+    """The updates of a LoRA file that passed `check_lora`: one per module of the model.
 
     `config` holds PEFT's settings (adapter_config.json, or the metadata that diffusers writes), empty without any.
-    Raises ValueError, one line, unless every tensor has its place, in a pair of factors of the right shapes.
+    Raises ValueError unless every tensor belongs to a pair of factors of the right shapes.
     """
     names = {part: spellings(network, is_unet=part == "unet") for part, network in networks.items()}
     factors: dict[tuple[str, str], dict[str, Tensor]] = defaultdict(dict)
@@ -112,7 +112,7 @@ def lora_updates(
 
 
 def _place(name: str, names: Mapping[str, Mapping[str, str]], key: str) -> tuple[str, str] | None:
-    """The network and module that a file's name for a module means, None for no module of the model."""
+    """The network and module of a file's module name, None if the model has none."""
     name = name.removeprefix("base_model.model.")
     parts = list(names)
     for prefix, part in PREFIXES:
@@ -126,7 +126,7 @@ def _place(name: str, names: Mapping[str, Mapping[str, str]], key: str) -> tuple
 
 
 def _checked(key: str, tensor: Tensor) -> Tensor:
-    """A tensor in float32; raises ValueError for numbers that no LoRA has."""
+    """A tensor in float32; raises ValueError for types that no LoRA has."""
     if not (tensor.is_floating_point() or key.endswith("alpha")):
         raise ValueError(f"{key} holds {str(tensor.dtype).removeprefix('torch.')} numbers, a quantised LoRA's")
     if key.endswith("alpha") and tensor.numel() != 1:

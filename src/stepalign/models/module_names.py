@@ -25,7 +25,7 @@ RESNET = (
     (r"\.conv_shortcut$", ".skip_connection"),
 )
 EARLY_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
-"""What early diffusers called a text encoder's projections."""
+"""Early diffusers' names of a text encoder's projections."""
 BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)(.*)")
 
 
@@ -62,7 +62,7 @@ def _of_text_encoder(name: str) -> list[str]:
 
 
 def _layers_per_block(modules: list[str]) -> dict[str, int]:
-    """How many layers every numbered block has, by the block's name."""
+    """The number of layers of every numbered block, by the block's name."""
     layers: dict[str, int] = {}
     for name in modules:
         if (block := BLOCK.match(name)) and block[3] == "resnets":
@@ -83,7 +83,7 @@ def _original(name: str, layers: dict[str, int]) -> str:
     side, level, kind, layer, rest = block[1], int(block[2]), block[3], int(block[4]), block[5]
     before = [layers.get(f"{side}_blocks.{other}", 0) for other in range(level)]
     if side == "down":
-        first = 1 + sum(before) + level  # after every level a change of size
+        first = 1 + sum(before) + level  # every level ends with a change of size
         if kind == "downsamplers":
             return f"input_blocks.{first + layers[f'down_blocks.{level}']}.0.op{rest.removeprefix('.conv')}"
         number = f"input_blocks.{first + layer}"

@@ -1,4 +1,4 @@
-"""NullWatcher for libraries that print and warn while they load."""
+"""Silences libraries that print and warn while they load."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries from printing and warning; what matters of it is checked."""
+    """Suppress output and warnings of the libraries; relevant conditions are checked by the callers."""
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     diffusers_logging.set_verbosity(diffusers_logging.CRITICAL)
     transformers_logging.set_verbosity(transformers_logging.CRITICAL)

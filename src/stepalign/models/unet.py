@@ -1,4 +1,4 @@
-"""A fine-tuned UNet in the place of a model's own."""
+"""Replacement of a model's UNet by a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from stepalign.support.hub import check_folder, out_of_reach, reach_hub
 from stepalign.support.tensor_files import variant_of
 
 NOT_OF_THE_NETWORK = ("sample_size", "upcast_attention")
-"""Fields of a UNet's config that change nothing it computes from latents of a given size."""
+"""Fields of a UNet's config without effect on its output for latents of a given size."""
 
 
 def replace_unet(model: BaseModel, name: str) -> None:
-    """Put a fine-tuned UNet in the place of a model's own, before adapters are loaded.
+    """Replace a model's UNet by a fine-tuned one, before adapters are loaded.
 
     `name` is a folder or hub id with a UNet's config.json, at its top or under unet/. Raises ValueError when none can
     be loaded whole, or when its config is not the one of the UNet it replaces.
@@ -44,7 +44,7 @@ def replace_unet(model: BaseModel, name: str) -> None:
 
 
 def _from_unet(name: str, dtype: torch.dtype) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """The UNet of a folder or hub id, and what diffusers found amiss with its weights."""
+    """The UNet of a folder or hub id, and diffusers' report on its weights."""
     path = Path(name).expanduser()
     subfolders: list[str | None] = ["unet", None]
     check_folder(name, "unet")
@@ -58,7 +58,7 @@ def _from_unet(name: str, dtype: torch.dtype) -> tuple[UNet2DConditionModel, dic
         try:
             with quiet():
                 return _read_unet(source, subfolder, dtype)
-        except Exception as error:  # a damaged folder has diffusers raise nearly anything
+        except Exception as error:  # for a damaged folder diffusers raises exceptions of many kinds
             reason = reason or (not path.exists() and out_of_reach()) or first_line(error).rstrip(".")
     raise ValueError(f"unet: cannot load {name!r}: {reason}. Give a folder with a UNet2DConditionModel's config.json")
 
@@ -76,7 +76,8 @@ def _read_unet(source: str, subfolder: str | None, dtype: torch.dtype) -> tuple[
 
 
 def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    """A UNet's config without what does not matter, one value for a list of equal ones, None for what is off."""
+    """A UNet's config in canonical form: without irrelevant fields, one value for equal lists, None for disabled
+    ones."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -20,7 +20,7 @@ WEIGHTS = {
     "a": ("Weight of the target", "a_t, of the squared distance to the target"),
     "kappa": ("Weight of a timestep", "kappa_t, the whole weight in the loss"),
 }
-"""The two panels of the figure of weights: title and what is drawn."""
+"""The two panels of the figure of weights: title and description."""
 WEIGHTINGS: tuple[Weighting, ...] = ("spo", "gradspo", "min-snr", "p2")
 
 
@@ -39,7 +39,7 @@ def timestep_weights(sampler: Sampler) -> dict[str, dict[str, list[float]]]:
 
 
 def plot_weights(sampler: Sampler) -> bytes:
-    """How every objective weighs the timesteps (GradSPO figure 2a): a_t on the left, kappa_t on the right."""
+    """Figure of every objective's weights by timestep (GradSPO figure 2a): a_t on the left, kappa_t on the right."""
     weights = timestep_weights(sampler)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, key, label in zip(figure.subplots(1, 2), ("a", "kappa"), ("$a_t$", r"$\kappa_t$"), strict=True):
@@ -55,7 +55,7 @@ def plot_weights(sampler: Sampler) -> bytes:
 
 
 def weights_panels(sampler: Sampler, weighting: Weighting) -> list[Panel]:
-    """How every objective weighs the timesteps (GradSPO figure 2a), the run's own `weighting` first and accented."""
+    """Panels of every objective's weights by timestep (GradSPO figure 2a), the run's `weighting` first and accented."""
     weights = timestep_weights(sampler)
     timesteps = weights["t"]["t"]
     panels = []
@@ -86,7 +86,7 @@ def _curve(name: str, timesteps: list[float], values: list[float]) -> plots.Seri
 
 
 def _words(title: str, curves: list[plots.Series]) -> str:
-    """The ends of every curve, for someone who cannot see them."""
+    """Text alternative of the curves: the values at both ends."""
     ends = [
         f"{curve.name} from {curve.points[0][1]:.3g} at timestep {curve.points[0][0]:.0f} "
         f"to {curve.points[-1][1]:.3g} at {curve.points[-1][0]:.0f}"

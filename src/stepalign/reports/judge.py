@@ -1,4 +1,4 @@
-"""The report of a judge's training: one HTML page on its agreement with labels at every noise level."""
+"""HTML report of a judge's training: accuracy by noise level, reliability, examples."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ CURVES = (
     ("grad_norm", "Gradient norm", "before it is clipped", False),
     ("learning_rate", "Learning rate", "of the optimizer", False),
 )
-"""Key of a training row, the curve's title, what is drawn, whether the value is a fraction shown in percent."""
+"""Key of a training row, the curve's title, its description, whether the value is a fraction shown in percent."""
 MOST_POINTS = 200
-"""A longer training is drawn as means of as many neighbouring rows as keep a curve within this."""
+"""Most points of a curve; longer trainings are shown as means of neighbouring rows."""
 
 MODELS = ("start", "judge")
-"""The model that training began with and the trained one, as the summary calls them."""
+"""Keys of the start model and the trained judge in the summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:
-    """One pair of images at one noise level, and what the two models think of it."""
+    """One pair of images at one noise level, with the two models' probabilities."""
 
     timestep: int
     images: Float[Tensor, "2 3 h w"]
@@ -66,7 +66,7 @@ class JudgedPair:
 
     prompt: str
     label: float
-    """1 when the first image is labelled as preferred, 0 when the second, .5 for a tie."""
+    """Label: 1 for the first image, 0 for the second, .5 for a tie."""
     steps: list[JudgedStep]
     """From low noise to high."""
 
@@ -80,11 +80,11 @@ def write_judge_report(
     summary: JudgeSummary,
     examples: list[JudgedPair],
 ) -> None:
-    """Write the self-contained page of a judge's training to `path`, replacing it in one step.
+    """Write the self-contained page of a judge's training to `path` atomically.
 
-    `recipe` is YAML text, `rows` the training's rows. Of `summary` only `recipe` must be there, and a number in it
+    `recipe` is YAML text, `rows` the training's rows. Of `summary` only `recipe` is required, and its numbers
     may be None or NaN where nothing was measured. Raises OSError when the folder of `path` cannot be written to; an
-    older page then stays as it was.
+    older page is then unchanged.
     """
     accuracy, data = summary.get("accuracy") or [], summary.get("data") or {}
     skipped = data.get("skipped") or []
@@ -136,7 +136,7 @@ def _share_lines(measured: dict[str, Any]) -> list[str]:
 
 
 def _plots(accuracy: list[dict[str, Any]], reliability: dict[str, Any]) -> list[Panel]:
-    """The plots there are numbers for."""
+    """The plots for which there are numbers."""
     from stepalign.reports import plots  # brings matplotlib, which is slow to load and needed only here
 
     drawn = []
@@ -159,7 +159,7 @@ def _plots(accuracy: list[dict[str, Any]], reliability: dict[str, Any]) -> list[
 
 
 def _points(rows: list[dict[str, Any]], x: str, share: str) -> list[tuple[float, float, float, float]]:
-    """What a plot shows of the rows that hold both numbers: x, the share, the ends of its interval."""
+    """Points of a plot from the rows that hold both numbers: x, the share, the ends of its interval."""
     known = [row for row in rows if is_number(row.get(x)) and is_number(row.get(share))]
     return [(float(row[x]), float(row[share]), *_ends(row)) for row in known]
 
@@ -174,18 +174,18 @@ def _in_words(
     points: list[list[tuple[float, float, float, float]]],
     say: Callable[[float, float], str],
 ) -> str:
-    """A plot's points for someone who cannot see it; `say` tells one x and share."""
+    """Text alternative of a plot; `say` describes one x and share."""
     told = [", ".join(say(x, share) for x, share, *_ in one) or "nothing measured" for one in points]
     return "; ".join(f"{name}: {text}" for name, text in zip(names, told, strict=True)) + "."
 
 
 def _stride(rows: list[dict[str, Any]]) -> int:
-    """How many neighbouring rows become one point of a curve."""
+    """The number of neighbouring rows averaged into one point of a curve."""
     return max(1, math.ceil(len(rows) / MOST_POINTS))
 
 
 def _curves(rows: list[dict[str, Any]]) -> list[Chart]:
-    """A chart for each known key that is a number in some row; a long training is thinned out to means."""
+    """Charts of the known keys that are numbers in some row; a long training is reduced to means."""
     stride = _stride(rows)
     groups = [rows[first : first + stride] for first in range(0, len(rows), stride)]
     steps = [group[-1]["step"] for group in groups]
@@ -200,7 +200,7 @@ def _curves(rows: list[dict[str, Any]]) -> list[Chart]:
 
 
 def _pair(example: JudgedPair) -> dict[str, Any]:
-    """One example as the template shows it: the preferred image, and both images' probabilities per timestep."""
+    """One example for the template: the preferred image, and both images' probabilities per timestep."""
     preferred = None
     if is_number(example.label):
         preferred = "tie" if example.label == 0.5 else "first" if example.label > 0.5 else "second"
@@ -209,7 +209,7 @@ def _pair(example: JudgedPair) -> dict[str, Any]:
 
 
 def _sides(step: JudgedStep) -> list[dict[str, Any]]:
-    """The two images of a step as the template shows them: lines of model, its odds, whether it prefers this one."""
+    """The two images of a step for the template: lines of model, probability, whether it prefers this one."""
     odds = [(step.start, step.judge), (1 - step.start, 1 - step.judge)]
     return [
         {
@@ -222,7 +222,7 @@ def _sides(step: JudgedStep) -> list[dict[str, Any]]:
 
 
 def _data_facts(summary: JudgeSummary, data: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is known of the data, as names and values."""
+    """Facts on the data, as names and values."""
     counted = [
         ("Training pairs", summary.get("num_pairs")),
         ("Pairs seen in training, with repeats", summary.get("num_pairs_drawn")),
@@ -241,7 +241,7 @@ def _data_facts(summary: JudgeSummary, data: Mapping[str, Any]) -> list[tuple[st
 
 
 def _work_facts(summary: JudgeSummary) -> list[tuple[str, str]]:
-    """What the training took, as names and values."""
+    """Facts on the training's cost, as names and values."""
     seconds, training, device = (timing_of(summary).get(key) for key in ("seconds", "training_seconds", "device"))
     loss = summary.get("final_loss")
     facts = [("Time", duration(seconds))] if is_number(seconds) else []

@@ -1,4 +1,4 @@
-"""What the library's pages share: numbers as text, images as data URLs, the chart of one series, the writing."""
+"""Shared parts of the HTML reports: formatted numbers, images as data URLs, charts of one series, writing."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ TICK_GAP = 34
 """The least distance between two labels of the horizontal axis, in the chart's units."""
 
 SMALL = 128
-"""Images with fewer pixels than this on both sides are enlarged with hard pixel edges."""
+"""Images below this size on both sides are enlarged with hard pixel edges."""
 
 THUMBNAIL = 256
-"""The most pixels a side keeps of an image that is one of many: full-size ones would swell the page."""
+"""Most pixels per side of an image that is one of many, to limit the size of the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One curve as the template draws it: places in the chart's units, values as text."""
+    """One curve for the template: coordinates in the chart's units, values as text."""
 
     title: str
     note: str
@@ -57,9 +57,9 @@ def chart(
     percent: bool = False,
     marks: list[int] | None = None,
 ) -> Chart:
-    """Values over xs, which run from left to right in the given order; a value that is no number leaves a gap.
+    """The chart of values over xs, from left to right in the given order; a value that is not finite leaves a gap.
 
-    At least one value is a number. `marks` are the xs to label where there is room; without them any x may be.
+    At least one value is finite. `marks` are the xs to label where there is room; without them any x may be.
     """
     known = finite(values)
     levels, digits = _levels(min(known), max(known))
@@ -95,7 +95,7 @@ def chart(
 
 
 def _spaced(labels: list[tuple[float, str]]) -> list[tuple[float, str]]:
-    """The labels of a horizontal axis without those too near the one before."""
+    """The labels of a horizontal axis, without labels too near the previous one."""
     kept: list[tuple[float, str]] = []
     for across, text in labels:
         if not kept or across - kept[-1][0] >= TICK_GAP:
@@ -104,9 +104,9 @@ def _spaced(labels: list[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _levels(low: float, high: float) -> tuple[list[float], int]:
-    """Three to six round numbers that enclose low and high, and the decimals that tell them apart."""
+    """Three to six round numbers that enclose low and high, and the decimals to distinguish them."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):
-        # A flat curve has no scale of its own: it is shown against 0.
+        # a flat curve has no scale: it is shown against 0
         low, high = min(low, 0.0), max(high, 0.0 if low else 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / 4))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * 4 >= (high - low) * 0.999)
@@ -128,17 +128,17 @@ def round_numbers(first: int, last: int) -> list[int]:
 
 
 def finite(values: Iterable[Any]) -> list[float]:
-    """The values that are numbers, as floats."""
+    """The finite values, as floats."""
     return [float(value) for value in values if is_number(value)]
 
 
 def spread(values: Sequence[Any]) -> float:
-    """The distance from the least to the greatest number among values; 0 when there is none."""
+    """The range of the finite values; 0 when there are none."""
     return max(finite(values), default=0.0) - min(finite(values), default=0.0)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value of a log is there and finite."""
+    """Whether a logged value is present and finite."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
@@ -174,25 +174,25 @@ def data_image(pixels: Float[Tensor, "3 h w"], *, limit: int | None = None) -> d
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A plot with its words, for a light and a dark page."""
+    """A plot with title and text alternative, for a light and a dark page."""
 
     title: str
     note: str
     words: str
-    """What it shows, for someone who cannot see it."""
+    """Text alternative."""
     light: str
     dark: str
     """Data URLs of SVG files."""
 
 
 def panel(title: str, note: str, words: str, plot: Callable[..., bytes]) -> Panel:
-    """A panel with what `plot(dark=...)` draws."""
+    """A panel with the plots of `plot(dark=...)`."""
     light, dark = (data_url(plot(dark=dark), kind="image/svg+xml") for dark in (False, True))
     return Panel(title, note, words, light, dark)
 
 
 def data_url(data: bytes, *, kind: str) -> str:
-    """A file of a MIME type as a URL that holds all of it."""
+    """A data URL with a file's content and MIME type."""
     return f"data:{kind};base64," + base64.b64encode(data).decode("ascii")
 
 
@@ -205,10 +205,10 @@ def difference_row(
     digits: int,
     reach: float | None = None,
 ) -> dict[str, Any]:
-    """One line of a table of paired differences: its name, a cell per model, what changed and how surely.
+    """One line of a table of paired differences: name, a cell per model, the change and its significance.
 
-    A cell is lines of text. The places of the bar and whisker are percents of the graphic's width, at whose edge lies
-    a difference of `reach`; without it the line has its own scale.
+    A cell is lines of text. Positions of the bar and whisker are percents of the graphic's width, at whose edge lies a
+    difference of `reach`; without it the line has its own scale.
     """
     low, high = interval or (None, None)
     ends = [low, difference, high]
@@ -225,26 +225,26 @@ def difference_row(
 
 
 def scale(values: Iterable[Any]) -> float:
-    """How far from 0 a graphic must reach to hold the values that are numbers; 0 when there is none."""
+    """The largest distance from 0 of the finite values; 0 when there are none."""
     return 1.15 * max(map(abs, finite(values)), default=0.0)
 
 
 def _verdict(low: Any, high: Any) -> str:
-    """What the interval of a paired difference says in words; an end that is 0 or no number leaves it unclear."""
+    """The significance of a paired difference in words; unclear when an end of the interval is 0 or not finite."""
     if not is_number(low) or not is_number(high) or low <= 0 <= high:
         return "no clear change"
     return "better" if low > 0 else "worse"
 
 
 def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
-    """Write the page that a template makes of values to `path`, replacing it in one step.
+    """Render a template and write the page to `path` atomically.
 
-    Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
+    Raises OSError when the folder of `path` cannot be written to; an older page is then unchanged.
     """
     page = _templates().get_template(template).render(values)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        # A prompt may hold a lone surrogate, which UTF-8 cannot say; the browser shows the reference as U+FFFD.
+        # a prompt may hold a lone surrogate, which UTF-8 cannot encode; browsers show the reference as U+FFFD
         temporary.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
         os.replace(temporary, path)
     finally:
@@ -252,7 +252,7 @@ def write_page(path: Path, template: str, values: dict[str, Any]) -> None:
 
 
 def panels_html(panels: list[Panel]) -> str:
-    """Panels as a page shows them."""
+    """The HTML of panels."""
     return str(_templates().get_template("macros.html.j2").module.graphs(panels))  # type: ignore[attr-defined]
 
 

@@ -18,20 +18,20 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 WIDTH, HEIGHT = 340, 290
 """A plot's size in the page's pixels; wider columns enlarge it."""
 FONTS = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif"
-"""The page's fonts, which the browser sets the words in."""
+"""The page's fonts, used by the browser."""
 MEASURED = "DejaVu Sans"
-"""The font that matplotlib brings and measures with; it is wider, so no words run into others."""
+"""The font that matplotlib measures with; it is wider, so that no labels overlap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """The colours that a plot has in common with the page's stylesheet."""
+    """Colours of a plot, shared with the page's stylesheet."""
 
     soft: str
     line: str
     accent: str
     others: tuple[str, ...]
-    """For curves beside the accented one."""
+    """Colours of curves beside the accented one."""
 
 
 LIGHT = Palette(soft="#5c626b", line="#e3e4e1", accent="#2b5fc4", others=("#b3361f", "#17743a", "#8a5a00"))
@@ -45,16 +45,16 @@ class Series:
 
     name: str
     points: list[tuple[float, float, float, float]]
-    """Place, value, and the ends of the value's interval, NaN where there is none."""
+    """x, value, and the ends of the value's interval, NaN where there is none."""
 
 
 def plot_accuracy(start: Series, judge: Series, *, dark: bool = False) -> bytes:
-    """Accuracy over timestep for the model that training began with and the judge, with the chance line, as SVG.
+    """Accuracy over timestep of the start model and the judge, with the chance line, as SVG.
 
-    One of the two has a point.
+    At least one of the two has a point.
     """
     xs = [x for series in (start, judge) for x, *_ in series.points]
-    # The two models' points stand beside one another, or their error bars would cover each other.
+    # the two models' points are shifted, or their error bars would overlap
     shift = 0.008 * ((max(xs) - min(xs)) or 100)
     palette = DARK if dark else LIGHT
     with _figure(palette) as (figure, axes):
@@ -69,7 +69,7 @@ def plot_accuracy(start: Series, judge: Series, *, dark: bool = False) -> bytes:
 
 
 def plot_reliability(start: Series, judge: Series, *, dark: bool = False) -> bytes:
-    """How often labels agree over the probability a model gives the image it prefers, in [.5, 1], as SVG."""
+    """Reliability diagram: agreement with labels over the probability of the preferred image, in [.5, 1], as SVG."""
     palette = DARK if dark else LIGHT
     with _figure(palette) as (figure, axes):
         _show_percent(axes)
@@ -85,7 +85,7 @@ def plot_reliability(start: Series, judge: Series, *, dark: bool = False) -> byt
 def plot_by_timestep(curves: Sequence[Series], *, log: bool = False, dark: bool = False) -> bytes:
     """Curves over the timestep, from high noise to low, with bands for their intervals, as SVG.
 
-    The first curve is accented. On a logarithmic axis a value that is not positive is left out.
+    The first curve is accented. A logarithmic axis leaves out values that are not positive.
     """
     palette = DARK if dark else LIGHT
     colours = (palette.accent, *palette.others)
@@ -144,7 +144,7 @@ def _show_percent(axes: Axes) -> None:
 
 
 def _draw(axes: Axes, start: Series, judge: Series, *, palette: Palette, shift: float = 0.0) -> None:
-    """Both models' points and error bars, told apart by colour, marker and line; the judge's lie above."""
+    """Plot both models' points and error bars, with different colours, markers and lines; the judge's on top."""
     looks = [(start, -shift, palette.soft, "s", "--"), (judge, shift, palette.accent, "o", "-")]
     for series, aside, colour, marker, line in looks:
         for x, _, low, high in series.points:
@@ -155,7 +155,7 @@ def _draw(axes: Axes, start: Series, judge: Series, *, palette: Palette, shift: 
 
 
 def _svg(figure: Figure, *, columns: int) -> bytes:
-    """The figure with a legend of so many columns above it, or none, as a file without date and program."""
+    """The figure as a file without date and program, with a legend of some columns above it, or none."""
     if columns:
         figure.legend(loc="outside upper left", ncols=columns)
     buffer = io.StringIO()

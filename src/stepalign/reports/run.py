@@ -1,4 +1,4 @@
-"""The report of a training run: one HTML page with its images and curves inside, readable without a network."""
+"""HTML report of a training run: scores, images, curves, a trajectory; self-contained."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CURVES = (
     ("grad_norm", "Gradient norm", "of the round's updates", False),
     ("kept", "Pools kept", "candidate pools that gave a comparison", True),
 )
-"""Key of a row of rounds, the curve's title, what is drawn, whether the value is a fraction shown in percent."""
+"""Key of a row of rounds, the curve's title, its description, whether the value is a fraction shown in percent."""
 
 ROLES = {"policy": "the trained model", "ema": "the averaged model", "reference": "the reference model"}
 COUNTS = {
@@ -49,40 +49,40 @@ COUNTS = {
     "judge_texts": "Texts encoded by the judge",
     "base_texts": "Texts encoded by the base model",
 }
-"""Counters of the summary in words, where they are not a phase and a role."""
+"""Labels of the summary's counters that are not a phase and a role."""
 
 GAINS_START, GAINS_END = "<!-- gains -->", "<!-- /gains -->"
-"""Around the figure of gains in the page, or the words that stand for it."""
+"""Markers around the figure of gains in the page, or its placeholder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One held-out prompt: what the base model and the aligned model draw from the same seed."""
+    """One held-out prompt with the base and the aligned model's images from the same seed."""
 
     prompt: str
     base: Float[Tensor, "3 h w"]
     aligned: Float[Tensor, "3 h w"]
     """Both in [0, 1]."""
     base_scores: dict[str, float]
-    """By the name of the metric; higher is better."""
+    """Scores by metric; higher is better."""
     aligned_scores: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryStep:
-    """One branching step of one prompt: the k candidates as the judge saw them."""
+    """One branching step of one prompt: the k candidates with the judge's scores."""
 
     timestep: int
-    """Where the candidates lie; 0 is the finished image."""
+    """Timestep of the candidates; 0 is the finished image."""
     images: Float[Tensor, "k 3 h w"]
     """In [0, 1]."""
     scores: list[float]
     best: int
     worst: int
     followed: int
-    """The candidate the trajectory went on from."""
+    """Index of the candidate from which the trajectory continued."""
     trained: bool
-    """False when the judge was too unsure and the pair was dropped."""
+    """False when the pair was dropped because its gap was too small."""
 
 
 def write_report(
@@ -100,15 +100,15 @@ def write_report(
     weights: list[Panel] | None = None,
     weighting: str = "",
 ) -> None:
-    """Write the self-contained page of a run to `path`, replacing it in one step.
+    """Write the self-contained page of a run to `path` atomically.
 
     Images are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
     `pairing` and `signal` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
     own.
-    Raises OSError when the folder of `path` cannot be written to; an older page then stays as it was.
+    Raises OSError when the folder of `path` cannot be written to; an older page is then unchanged.
     """
     scores = summary.get("scores", {})
-    # The interval's width tells how many decimals of a metric mean something.
+    # the interval's width decides the number of decimals of a metric
     digits = {name: decimals(spread(row["interval"])) for name, row in scores.items()}
     step_digits = decimals(max((spread(step.scores) for step in trajectory), default=0.0) / 10)
     values = {
@@ -133,9 +133,9 @@ def write_report(
 
 
 def add_gains(path: Path, panels: list[Panel]) -> None:
-    """Put the panels of gains by timestep into a run's report, in place of those that were there.
+    """Put the panels of gains by timestep into a run's report, replacing earlier ones.
 
-    Raises ValueError when the page has no room for them, as one of an older version.
+    Raises ValueError when the page has no markers for them, as one of an older version.
     """
     page = path.read_text(encoding="utf-8")
     before, start, rest = page.partition(GAINS_START)
@@ -150,7 +150,7 @@ def add_gains(path: Path, panels: list[Panel]) -> None:
 
 
 def _warnings(summary: RunSummary) -> list[str]:
-    """What a reader must know before the numbers: a failed run, signs of ill health, prompts that were cut."""
+    """Warnings above the numbers: a failed run, signs of the watch, prompts that were cut."""
     failed = [reason] if (reason := summary.get("failed")) else []
     signs = [
         f"After round {sign['round']}: {sign['message']}" if sign["round"] else sign["message"]
@@ -160,7 +160,7 @@ def _warnings(summary: RunSummary) -> list[str]:
 
 
 def call_words(name: str) -> str:
-    """A counter of work in words: `sampling_ema` is "Network calls, sampling: the averaged model"."""
+    """The label of a counter: `sampling_ema` is "Network calls, sampling: the averaged model"."""
     if name in COUNTS:
         return COUNTS[name]
     phase, _, role = name.rpartition("_")
@@ -170,7 +170,7 @@ def call_words(name: str) -> str:
 
 
 def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
-    """What became of a step's candidates, when the judge told them apart and when it did not."""
+    """The use of a step's candidates, with a sufficient gap and without."""
     if signal == "clean-gradient":
         words = "Not trained on: this run learns from the judge's gradient."
         return words, words
@@ -190,7 +190,7 @@ def _score_row(name: str, row: ScoreChange, *, digits: int) -> dict[str, Any]:
 
 
 def _card(example: Example, *, digits: dict[str, int]) -> dict[str, Any]:
-    """One example as the template shows it: per side the image and lines of metric, score and "up", "down" or ""."""
+    """One example for the template: per side the image and lines of metric, score and "up", "down" or ""."""
     before, after = example.base_scores, example.aligned_scores
     base = [(metric, fixed(before[metric], digits.get(metric, 2)), "") for metric in before]
     aligned = [
@@ -202,27 +202,27 @@ def _card(example: Example, *, digits: dict[str, int]) -> dict[str, Any]:
 
 
 def _trend(before: Any, after: Any) -> str:
-    """Whether a score went "up" or "down"; nothing when it stayed or either is no number."""
+    """Whether a score went "up" or "down"; "" when it is equal or either is not finite."""
     if not is_number(before) or not is_number(after) or before == after:
         return ""
     return "up" if after > before else "down"
 
 
 def _step_row(step: TrajectoryStep, *, digits: int) -> dict[str, Any]:
-    """One branching step as the template shows it: its candidates are pairs of image and score."""
+    """One branching step for the template: its candidates are pairs of image and score."""
     images = [data_image(image, limit=THUMBNAIL) for image in step.images]
     scores = [fixed(score, digits) for score in step.scores]
     return {"step": step, "candidates": list(zip(images, scores, strict=True))}
 
 
 def _judged_at(rounds: list[dict[str, Any]]) -> str:
-    """Where the last candidates of the rounds were judged, in words; "" where the rows of an older run do not say."""
+    """The timesteps at which the last candidates were judged, in words; "" where older rows have none."""
     timesteps = {row["judge_timestep"] for row in rounds if row.get("judge_timestep") is not None}
     return f" at t = {', '.join(map(str, sorted(timesteps)))}" if timesteps else ""
 
 
 def _curves(rounds: list[dict[str, Any]]) -> list[Chart]:
-    """A chart for each known key that is a number in some round, then the last round's RMS delta by timestep."""
+    """Charts of the known keys that are numbers in some round, then the last round's RMS delta by timestep."""
     numbers = [row.get("round", index) for index, row in enumerate(rounds, start=1)]
     charts = []
     for key, title, note, percent in CURVES:

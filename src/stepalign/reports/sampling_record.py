@@ -1,4 +1,4 @@
-"""How evaluated images were sampled, as plain values and as the words that stand beside every table of scores."""
+"""Sampling settings of evaluated images, as plain values and in words beside every table of scores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def sampling_record(
 
 
 def sampling_of_generation(record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The same from generation.json, as far as numbers are there; empty where nothing is known of the images."""
+    """The same from generation.json, as far as known; empty without it."""
     settings = _mapping((record or {}).get("settings"))
     base = _mapping(settings.get("base"))
     found = {name: settings.get(name) for name in ("num_steps", "eta", "seed")}
@@ -34,7 +34,7 @@ def sampling_of_generation(record: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def sampling_words(sampling: Mapping[str, Any]) -> str:
-    """The settings in words, "20 steps, eta 0, guidance 5, seed 0, 512 × 512 pixels"; what is not known is left out."""
+    """The settings in words, "20 steps, eta 0, guidance 5, seed 0, 512 × 512 pixels"; unknown ones are left out."""
     parts = []
     if "num_steps" in sampling:
         parts.append(f"{sampling['num_steps']} steps")

@@ -59,7 +59,7 @@ class RunSummary(TypedDict):
     scores: dict[str, ScoreChange]
     watch: list[SignRow]
     failed: str | None
-    """Why the trained policy is of no use; None for a run that is."""
+    """Why the trained policy is of no use; None for a successful run."""
     guard: NotRequired[GuardSummary]
     rounds: int
     updates: int

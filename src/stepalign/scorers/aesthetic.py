@@ -1,7 +1,7 @@
-"""The LAION aesthetic predictor, version 2 (Schuhmann 2022): how pretty an image is, whatever its prompt.
+"""The LAION aesthetic predictor, version 2 (Schuhmann 2022): the aesthetic quality of an image, without its prompt.
 
 Five linear layers with no activations between them, on the L2-normalised image embedding of OpenAI's CLIP ViT-L/14:
-an affine map whose answers lie between 1 and 10, mostly from 4 to 7. These are the weights
+an affine map with values between 1 and 10, mostly from 4 to 7. These are the weights
 "sac+logos+ava1-l14-linearMSE" of github.com/christophschuhmann/improved-aesthetic-predictor.
 """
 
@@ -29,7 +29,7 @@ BACKBONE = "openai/clip-vit-large-patch14"
 HEAD, HEAD_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 RELEASED = "sac+logos+ava1-l14-linearMSE"
 RELEASED_SHA256 = ("21dd590f3ccd", "f1e0")
-"""How the digest of the released file begins and ends."""
+"""First and last characters of the released file's SHA-256."""
 RELEASED_WIDTH = 768
 RELU_LAYERS = ("layers.0.", "layers.3.", "layers.6.", "layers.9.", "layers.11.")
 
@@ -105,7 +105,7 @@ class AestheticScore:
 
 
 def load_head(path: Path) -> ScoreHead:
-    """The released layout, strictly; raises ValueError saying which of the other predictors a file is."""
+    """Refuse other layouts than the released one; raises ValueError naming the predictor that a file is instead."""
     weights = read_tensors(path)
     if set(weights) == {f"{layer}{kind}" for layer in RELU_LAYERS for kind in ("weight", "bias")}:
         raise ValueError(
@@ -125,7 +125,7 @@ def load_head(path: Path) -> ScoreHead:
 
 
 def _words(head: Path, backbone: str) -> str:
-    """The weights for the record, with no path of this machine in them."""
+    """The name of the weights for the record, without a path on this machine."""
     digest = file_digest(head)
     released = digest.startswith(RELEASED_SHA256[0]) and digest.endswith(RELEASED_SHA256[1])
     source = Path(backbone).expanduser()

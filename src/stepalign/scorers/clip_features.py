@@ -1,4 +1,4 @@
-"""What the scorers made of a CLIP share: the model with its tokenizer, cosines, and the files they come from."""
+"""Shared by the CLIP scorers: the model with its tokenizer, cosines, and where the weights came from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_CLEANED = "as they are, without ftfy, for transformers' tokenizer"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where weights came from; those without files are known by their tensors."""
+    """Where weights came from; weights without files are identified by their tensors."""
 
     name: str
     files: tuple[Path, ...]
@@ -38,7 +38,7 @@ IN_MEMORY = Source("in memory", ())
 class ClipFeatures:
     """A frozen CLIP model that compares images with prompts; each distinct prompt is embedded once.
 
-    `cleaned` prompts go through `clean` first, as those of OpenAI's CLIP and of open_clip do; PickScore's do not.
+    `cleaned`: prompts go through `clean` first, as in OpenAI's CLIP and in open_clip; PickScore's do not.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ClipFeatures:
 
     @property
     def image_size(self) -> int:
-        """Height and width of what the vision tower takes."""
+        """Height and width of the vision tower's input."""
         return int(self.model.config.vision_config.image_size)
 
     def cosines(self, pixels: Float[Tensor, "b 3 s s"], prompts: list[str]) -> Float[Tensor, " b"]:
@@ -76,7 +76,7 @@ class ClipFeatures:
         return num_cut(self.tokenizer, self._texts(prompts), self.model.config.text_config.max_position_embeddings)
 
     def _texts(self, prompts: list[str]) -> list[str]:
-        """Prompts as the tokenizer is given them."""
+        """Prompts after cleaning, ready for the tokenizer."""
         return [clean(prompt) for prompt in prompts] if self.cleaned else prompts
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class ClipFeatures:
             self.num_texts += len(prompts)
 
     def record(self, name: str, *, preprocessing: str, scale: str) -> ScorerRecord:
-        """The record of a scorer that uses these features; says so where the towers are not fp32."""
+        """The record of a scorer that uses these features, with the precision of the towers where it is not fp32."""
         preprocessing += f"; prompts {CLEANED if self.cleaned else NOT_CLEANED}"
         dtype = self.model.visual_projection.weight.dtype
         if dtype != torch.float32:
@@ -106,10 +106,10 @@ class ClipFeatures:
 
 
 def clean(prompt: str) -> str:
-    """A prompt as the tokenizers of OpenAI's CLIP and of open_clip clean it, before they split it into tokens.
+    """Clean a prompt as the tokenizers of OpenAI's CLIP and of open_clip do before they split it into tokens.
 
-    A few prompts in a thousand, those with curly quotes, full-width signs or HTML, get other tokens without. Python's
-    lower case knows a word's last sigma, the one of transformers' tokenizer does not.
+    Without it a few prompts in a thousand get other tokens: curly quotes, full-width signs, HTML. Python's lower case
+    knows the final sigma, transformers' tokenizer does not.
     """
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()).lower()
 
@@ -138,7 +138,7 @@ def load_tokenizer(name: str) -> CLIPTokenizer:
     """The CLIP tokenizer of a folder or hub repository; raises ValueError when it cannot be read."""
     try:
         return CLIPTokenizer.from_pretrained(name)
-    except Exception as error:  # damaged files have transformers and tokenizers raise nearly anything
+    except Exception as error:  # for damaged files transformers and tokenizers raise exceptions of many kinds
         raise ValueError(f"no CLIP tokenizer can be read from {name!r}: {first_line(error)}") from error
 
 

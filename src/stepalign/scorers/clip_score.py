@@ -1,4 +1,4 @@
-"""CLIPScore (Hessel et al., arXiv 2104.08718): how well a CLIP finds that an image fits its prompt.
+"""CLIPScore (Hessel et al., arXiv 2104.08718): image-text agreement by CLIP's cosine.
 
 score = 100 max(cos(image, text), 0), torchmetrics' definition; the paper's own is 2.5 max(cos, 0). Images and prompts
 are prepared as OpenAI's program prepares them.
@@ -20,7 +20,7 @@ CLIP_SCORE = "openai/clip-vit-large-patch14"
 
 
 class CLIPScore:
-    """CLIP itself as a scorer; each distinct prompt is embedded once.
+    """CLIP as a scorer; each distinct prompt is embedded once.
 
     Called with images in tensors it is a reward, whose gradient is zero where the cosine is negative; `score` prepares
     images as published numbers did.

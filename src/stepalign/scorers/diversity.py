@@ -1,7 +1,7 @@
-"""How different the images of one prompt are, by features of any network.
+"""Diversity of the images of one prompt, from features of any network.
 
-Alignment can make a model draw one image again and again: draw k >= 2 per prompt, from the same seeds before and
-after, and compare. Means over prompts can be paired like scores.
+Alignment can reduce a model to nearly the same image for every seed: generate k >= 2 per prompt, from the same seeds
+before and after, and compare. Means over prompts can be paired like scores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def pairwise_distance(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
 
 
 def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
-    """How many different images each prompt has, in effect, in float64: 1 for copies, k for orthogonal features.
+    """The Vendi score of each prompt: its effective number of images, in float64; 1 for copies, k for orthogonal
+    features.
 
     exp(-sum l ln l) over the eigenvalues l of the matrix of cosines divided by k (Friedman and Dieng 2022).
     """
@@ -29,7 +30,7 @@ def vendi_score(features: Float[Tensor, "n k e"]) -> Float[Tensor, " n"]:
 
 
 def _cosines(features: Float[Tensor, "n k e"]) -> Float[Tensor, "n k k"]:
-    """Those of every pair of a prompt's images; raises ValueError where there is no direction to compare."""
+    """The cosine of every pair of a prompt's images; raises ValueError for features of length zero."""
     n, k, _ = features.shape
     if n == 0 or k < 2:
         raise ValueError(f"diversity needs prompts with at least two images each, got {n} prompts with {k}")

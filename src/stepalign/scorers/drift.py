@@ -1,7 +1,7 @@
-"""How far a set of images is from another as a whole: two kernels' maximum mean discrepancies between features.
+"""Distances between two sets of images: KID and CMMD, maximum mean discrepancies between features.
 
-Against the base model's images it is drift, against photographs it is quality; say which. Neither needs prompts or
-pairs. KID (Binkowski et al., arXiv 1801.01401) stands beside FID where images are few and is usually taken of
+The distance from the base model's images is drift, from photographs quality; state which. Neither needs prompts or
+pairs. KID (Binkowski et al., arXiv 1801.01401) replaces FID where images are few and is usually taken of
 Inception features; CMMD (Jayasumana et al., arXiv 2401.09603) is taken of CLIP's.
 """
 
@@ -29,7 +29,7 @@ BLOCK = 2048
 
 @runtime_checkable
 class Kernel(Protocol):
-    """How alike every row of one matrix is to every row of another."""
+    """The kernel between every row of one matrix and every row of another."""
 
     def __call__(self, x: Float[Tensor, "m e"], y: Float[Tensor, "n e"]) -> Float[Tensor, "m n"]: ...
 
@@ -58,8 +58,8 @@ def mmd_squared(
 ) -> float:
     """The squared maximum mean discrepancy of two sets (Gretton et al. 2012), in float64.
 
-    Equation 5, the biased estimate, counts every row's likeness to itself, is never negative, and is 0 between a set
-    and itself. Equation 3, the unbiased one, leaves these out, can be negative, and is 0 on average between two draws
+    Equation 5, the biased estimate, counts every row's kernel with itself, is never negative, and is 0 between a set
+    and itself. Equation 3, the unbiased one, leaves these out, can be negative, and is 0 on average between two samples
     of one distribution. No more than `block` rows are compared with as many at a time.
     """
     _check(x, y, at_least=1 if biased else 2)
@@ -76,7 +76,7 @@ def mmd_squared(
 def kid(
     x: Float[Tensor, "m e"], y: Float[Tensor, "n _"], *, subset_size: int = 1000, num_subsets: int = 100, seed: int = 0
 ) -> KID:
-    """The kernel inception distance: `mmd_squared`, unbiased, over subsets drawn without replacement; not scaled.
+    """The kernel inception distance: `mmd_squared`, unbiased, over subsets sampled without replacement; not scaled.
 
     The means of runs with one `subset_size` compare. Raises ValueError when it is larger than either set.
     """
@@ -106,7 +106,7 @@ def cmmd_features(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> ImageFeatures:
-    """The network whose embeddings CMMD is taken of, images prepared by `cmmd_pixels`."""
+    """The network of CMMD's embeddings; its images are prepared by `cmmd_pixels`."""
     preparation = Preparation(
         f"RGB, bicubic {'with' if antialias else 'without'} antialias to {CMMD_SIZE} by {CMMD_SIZE} as a tensor, no "
         "crop, CLIP mean and std",
@@ -118,7 +118,7 @@ def cmmd_features(
 def cmmd_pixels(
     images: list[Image.Image], size: int = CMMD_SIZE, *, antialias: bool = True
 ) -> Float[Tensor, "b 3 s s"]:
-    """Whole images squeezed into a square, in floating point, what overshoots [0, 1] left as it is.
+    """Whole images squeezed into a square, in floating point; values that overshoot [0, 1] are kept.
 
     With `antialias` they are resized as in the authors' code (jax.image.resize), without it as in its PyTorch port,
     sayakpaul/cmmd-pytorch; the distances differ.
@@ -136,7 +136,7 @@ def _kernel_sum(x: Float[Tensor, "m e"], y: Float[Tensor, "n e"], kernel: Kernel
 
 
 def _self_sum(x: Float[Tensor, "m e"], kernel: Kernel, block: int) -> float:
-    """Of every row's likeness to itself."""
+    """The mean of every row's kernel with itself."""
     return sum(float(kernel(one, one).diagonal().sum()) for one in x.split(block))
 
 

@@ -33,7 +33,7 @@ class Preparation:
 
 
 class ImageFeatures:
-    """The features that a CLIP or a DINOv2 has of images: image embeddings, or the [CLS] token; not normalised."""
+    """Image features of a CLIP (image embeddings) or a DINOv2 (the [CLS] token); not normalised."""
 
     def __init__(
         self, network: CLIPVisionModelWithProjection | Dinov2Model, preparation: Preparation, *, record: ScorerRecord
@@ -88,13 +88,13 @@ class ImageFeatures:
 
 
 def clip_preparation(size: int) -> Preparation:
-    """As OpenAI's CLIP has it."""
+    """OpenAI's CLIP preprocessing."""
     words = describe_preparation(size, "torchvision")
     return Preparation(words, lambda images: clip_pixels(images, size, "torchvision"))
 
 
 def dinov2_pixels(images: list[Image.Image]) -> Float[Tensor, "b 3 224 224"]:
-    """Images as DINOv2 was evaluated on them, with torchvision's rounding: `DINOV2_PREPARATION` says how."""
+    """Images as DINOv2 was evaluated on them, with torchvision's rounding: see `DINOV2_PREPARATION`."""
     cropped = [resize_and_crop(image, DINOV2_RESIZED, DINOV2_SIZE, "torchvision") for image in images]
     return normalised(cropped, IMAGENET_MEAN, IMAGENET_STD)
 

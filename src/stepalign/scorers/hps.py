@@ -33,7 +33,7 @@ TOKENIZER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 class HPS:
     """HPS v2.0 or v2.1; each distinct prompt is embedded once.
 
-    `antialias` is how images are made smaller. The authors' code leaves it to torchvision, which resized tensors
+    `antialias` decides how images are reduced. The authors' code leaves it to torchvision, which resized tensors
     without before 0.17, when their tables were made, and does so with it since; the scores differ.
     """
 
@@ -111,7 +111,7 @@ class HPS:
 def letter_box(images: Float[Tensor, "b 3 h w"], size: int, *, antialias: bool) -> Float[Tensor, "b 3 s s"]:
     """Whole images in [0, 1] on a black square, as HPS's vision tower takes them, at least in fp32.
 
-    Bicubic to `size` on the long side, what overshoots [0, 1] left as it is; CLIP mean and std come after the bars. As
+    Bicubic to `size` on the long side, values that overshoot [0, 1] kept; CLIP mean and std come after the bars. As
     the authors' transform does, but for oblong images whose long side is `size` already, to which that adds no bars.
     """
     pixels = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -132,7 +132,7 @@ def _check_version(version: str) -> None:
 
 
 def _in_open_clip_layout(name: str) -> bool:
-    """Whether a name stands for a checkpoint's file, and not for a model in CLIPModel's format."""
+    """Whether a name is a checkpoint file, not a model in CLIPModel's format."""
     path = Path(name).expanduser()
     if path.is_dir():
         return not (path / "config.json").is_file()
@@ -140,7 +140,7 @@ def _in_open_clip_layout(name: str) -> bool:
 
 
 def _load_released(name: str, version: Version) -> tuple[CLIPModel, Source]:
-    """The model of a checkpoint's file; raises ValueError for a file whose name says another version."""
+    """The model of a checkpoint's file; raises ValueError when the file name names another version."""
     path = weights_file(name, filename=FILES[version])
     if path.name in FILES.values() and path.name != FILES[version]:
         raise ValueError(f"{path} is not HPS {version}, which is {FILES[version]}")

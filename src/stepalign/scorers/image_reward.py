@@ -1,8 +1,8 @@
-"""ImageReward v1.0 (Xu et al., arXiv 2304.05977): a BLIP that reads the prompt with the image before its eyes.
+"""ImageReward v1.0 (Xu et al., arXiv 2304.05977): a BLIP image-text cross-encoder with a scalar head.
 
 The image goes through a ViT-L/16; a BERT reads the prompt and attends to the image's patches in every layer; five
-linear layers turn what it holds at [CLS] into a number, less the mean and over the deviation that such numbers had on
-the training prompts. Scores are about standard normal, -2.3 to 2. Prompts are cut at 33 word pieces.
+linear layers turn its [CLS] state into a number, normalised by the mean and standard deviation over the training
+prompts. Scores are about standard normal, -2.3 to 2. Prompts are cut at 33 word pieces.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TOKENIZER = "google-bert/bert-base-uncased"
 MAX_TOKENS = 35
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 HEAD_WIDTH = 64
-"""Of an attention head in either tower."""
+"""Width of an attention head in either tower."""
 VISION, TEXT = "blip.visual_encoder.", "blip.text_encoder."
 UNUSED = ("blip.vision_proj.", "blip.text_proj.", f"{TEXT}embeddings.position_ids")
-"""What the released file holds beyond the reward's own weights."""
+"""Prefixes of tensors in the released file that the reward does not use."""
 RELEASED_NAMES = (
     (r"^vision\.embeddings\.class_embedding$", f"{VISION}cls_token"),
     (r"^vision\.embeddings\.position_embedding$", f"{VISION}pos_embed"),
@@ -46,11 +46,11 @@ RELEASED_NAMES = (
     (r"^vision\.encoder\.layers\.(\d+)\.mlp\.", rf"{VISION}blocks.\1.mlp."),
     (r"^text\.", TEXT),
 )
-"""Our names as patterns, and what the released file says instead; mlp's are the same."""
+"""Patterns of our tensor names and their replacements in the released file; the mlp's are equal."""
 
 
 class RewardNetwork(nn.Module):
-    """Pixels and tokens to scores; transformers' BLIP towers and the head."""
+    """The network from pixels and tokens to scores: transformers' BLIP towers and the head."""
 
     def __init__(self, vision: BlipVisionConfig, text: BlipTextConfig) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def convert(
 
 
 def released_name(name: str) -> str:
-    """What the released file calls one of our weights."""
+    """The released file's name of one of our weights."""
     for pattern, released in RELEASED_NAMES:
         if re.match(pattern, name):
             return re.sub(pattern, released, name)
@@ -180,7 +180,7 @@ def released_name(name: str) -> str:
 
 
 def vision_config(weights: dict[str, Tensor], *, heads: int | None, what: str) -> BlipVisionConfig:
-    """The ViT that weights in the released layout are of."""
+    """The ViT config of weights in the released layout."""
     num_positions, width = _shape(weights, f"{VISION}pos_embed", 3, what)[1:]
     patch = _shape(weights, f"{VISION}patch_embed.proj.weight", 4, what)[-1]
     side = round((num_positions - 1) ** 0.5)
@@ -199,7 +199,7 @@ def vision_config(weights: dict[str, Tensor], *, heads: int | None, what: str) -
 
 
 def text_config(weights: dict[str, Tensor], *, heads: int | None, what: str) -> BlipTextConfig:
-    """The BERT with cross-attention that weights in the released layout are of."""
+    """The config of the BERT with cross-attention of weights in the released layout."""
     num_tokens, width = _shape(weights, f"{TEXT}embeddings.word_embeddings.weight", 2, what)
     layer = f"{TEXT}encoder.layer.0."
     return BlipTextConfig(
@@ -212,7 +212,7 @@ def text_config(weights: dict[str, Tensor], *, heads: int | None, what: str) -> 
         max_position_embeddings=_shape(weights, f"{TEXT}embeddings.position_embeddings.weight", 2, what)[0],
         hidden_act="gelu",
         layer_norm_eps=1e-12,
-        bos_token_id=None,  # this and the next are for writing, which nobody does here
+        bos_token_id=None,  # this and the next belong to text generation, which is not used
         sep_token_id=None,
         is_decoder=True,  # gives every layer its cross-attention; the mask stays bidirectional
     )

@@ -45,7 +45,7 @@ def score_images(
 ) -> Float[Tensor, " b"]:
     """The scores of any number of images, each with its prompt, at most `batch_size` through the network at a time.
 
-    Raises ValueError for an empty list, for lists of two lengths, and for scores that are no finite numbers.
+    Raises ValueError for an empty list, for lists of two lengths, and for scores that are not finite.
     """
     check_pairs(len(images), prompts)
     if batch_size < 1:

@@ -1,4 +1,4 @@
-"""Weights of OpenAI's CLIP and of open_clip as transformers' CLIPModel: its config from their shapes, their names."""
+"""Conversion of OpenAI CLIP and open_clip weights to transformers' CLIPModel: names, and the config from shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel
 from stepalign.support.tensor_files import read_tensors
 
 Activation = Literal["gelu", "quick_gelu"]
-"""Which of the two no tensor tells: open_clip's ViT-H/14 has "gelu", OpenAI's models "quick_gelu"."""
+"""The activation, which no tensor reveals: open_clip's ViT-H/14 has "gelu", OpenAI's models "quick_gelu"."""
 VISION_HEAD_WIDTHS = {768: 64, 1024: 64, 1280: 80, 1408: 88, 1664: 104}
 """Width of the vision tower -> of one of its heads: ViT-B, L, H, g and bigG."""
 TEXT_HEAD_WIDTHS = {512: 64, 768: 64, 1024: 64, 1280: 64}
@@ -79,7 +79,7 @@ def open_clip_config(
     """The config of such a state dict, read off its shapes.
 
     `heads` of the vision and the text tower are those of the published models' widths unless given. Raises ValueError
-    for a width that has none known, and for shapes that make no square vision transformer.
+    for a width without a known number of heads, and for shapes that are not those of a square vision transformer.
     """
     state = _plain(state)
     _check_keys(state)
@@ -125,7 +125,7 @@ def load_open_clip(path: Path, *, hidden_act: Activation, heads: tuple[int, int]
 
 
 def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers and OpenAI's files add."""
+    """The state dict without entries that wrappers and OpenAI's files add."""
     plain = {key.removeprefix("module."): value for key, value in state.items()}
     if len(plain) < len(state):
         raise ValueError("there are tensors twice, with and without the prefix module.")
@@ -149,7 +149,7 @@ def _check_keys(state: dict[str, Tensor]) -> None:
 
 
 def _block(key: str) -> tuple[str, int, str]:
-    """The tower, the block's number and the rest of a key that `_check_keys` has seen."""
+    """The tower, the block's number and the rest of a key that passed `_check_keys`."""
     found = re.fullmatch(r"(visual\.|)transformer\.resblocks\.(\d+)\.(.+)", key)
     assert found is not None
     return found[1], int(found[2]), found[3]

@@ -1,6 +1,6 @@
 """PickScore (Kirstain et al., arXiv 2305.01569): a CLIP fine-tuned on human preferences.
 
-score = exp(logit_scale) cos(image, text), what CLIPModel calls `logits_per_text`; PickScore_v1 gives 20 to 23. Some
+score = exp(logit_scale) cos(image, text), CLIPModel's `logits_per_text`; PickScore_v1 gives 20 to 23. Some
 published tables print the bare cosine, a hundredth of it.
 """
 
@@ -48,13 +48,13 @@ class PickScore:
 
     @cached_property
     def record(self) -> ScorerRecord:
-        """What its numbers are of; reads the weights' files when first asked for, which a reward never is."""
+        """Weights and preprocessing behind the scores; the first access reads the weight files."""
         preprocessing = describe_preparation(self.clip.image_size, ROUNDING)
         return self.clip.record("pickscore", preprocessing=preprocessing, scale="exp(logit_scale) cos")
 
     @property
     def num_texts(self) -> int:
-        """Prompts embedded so far."""
+        """Number of prompts embedded so far."""
         return self.clip.num_texts
 
     def num_cut(self, prompts: list[str]) -> int:

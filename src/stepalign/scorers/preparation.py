@@ -1,4 +1,4 @@
-"""Images of any mode as the networks of scorers take them, prepared exactly as published numbers were made."""
+"""Image preprocessing of the scorers, exactly as for the published numbers; images of any mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARGINS: dict[Rounding, str] = {
     "torchvision": "odd margins halved to even, as torchvision does",
     "transformers": "odd margins halved down, as transformers does",
 }
-"""What a record says of the centre crop."""
+"""The centre crop, for a record."""
 
 
 def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
@@ -24,7 +24,7 @@ def as_tensor(image: Image.Image) -> Float[Tensor, "3 h w"]:
 
 
 def check_pairs(num_images: int, prompts: list[str]) -> None:
-    """Refuse an empty list, and images and prompts that do not pair off; raises ValueError."""
+    """Raise ValueError for an empty list, and unless there is one prompt per image."""
     if num_images == 0:
         raise ValueError("there are no images to score")
     if num_images != len(prompts):
@@ -32,7 +32,7 @@ def check_pairs(num_images: int, prompts: list[str]) -> None:
 
 
 def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"]:
-    """A scorer's numbers in fp32 on the CPU; raises ValueError for those that are no finite numbers."""
+    """A scorer's numbers in fp32 on the CPU; raises ValueError for scores that are not finite."""
     scores = scores.detach().float().cpu()
     bad = (~scores.isfinite()).nonzero().flatten().tolist()
     if bad:
@@ -44,12 +44,12 @@ def checked_scores(scores: Float[Tensor, " b"], name: str) -> Float[Tensor, " b"
 
 
 def describe_preparation(size: int, rounding: Rounding) -> str:
-    """What `clip_pixels` does, for a record."""
+    """The preprocessing of `clip_pixels` in words, for a record."""
     return f"RGB, PIL bicubic to {size} on the short side, centre crop ({MARGINS[rounding]}), CLIP mean and std"
 
 
 def clip_pixels(images: list[Image.Image], size: int, rounding: Rounding) -> Float[Tensor, "b 3 s s"]:
-    """Images as CLIP's vision tower takes them, with PIL, as the papers had it: `describe_preparation` says how."""
+    """Images as CLIP's vision tower takes them, with PIL, as in the papers: see `describe_preparation`."""
     return normalised([resize_and_crop(image, size, size, rounding) for image in images], CLIP_MEAN, CLIP_STD)
 
 
@@ -65,6 +65,6 @@ def resize_and_crop(image: Image.Image, short_side: int, size: int, rounding: Ro
 def normalised(
     images: list[Image.Image], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "b 3 s s"]:
-    """Images of one size in fp32, in [0, 1] less a mean over a standard deviation of each channel."""
+    """Images of one size in fp32, in [0, 1], normalised by a mean and a standard deviation per channel."""
     shift, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))
     return (torch.stack([as_tensor(image) for image in images]) - shift) / scale

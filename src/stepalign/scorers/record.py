@@ -1,4 +1,4 @@
-"""What makes a scorer's numbers repeatable: which weights, prepared how, computed by what."""
+"""The record of a scorer, which makes its numbers repeatable: weights, preprocessing, libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stepalign.support.digests import Identity, files_digest, tensors_digest, va
 
 LIBRARIES = ("stepalign", "torch", "transformers", "pillow")
 DECISIVE = ("preprocessing", "scale", "needs_prompt")
-"""Fields of a record, beside those of weights, that decide what its numbers mean."""
+"""Fields of a record, beside those of the weights, that decide the scores."""
 
 
 def scorer_record(
@@ -31,10 +31,10 @@ def scorer_record(
     tensors: dict[str, Tensor] | None = None,
     parts: Identity | None = None,
 ) -> ScorerRecord:
-    """The record of a scorer; `weights` is the name it was loaded by, of which a local path keeps its last part.
+    """The record of a scorer; `weights` is the name it was loaded by; of a local path the last part is kept.
 
-    `parts` are the digests of what was loaded: weights, configs, tokenizer. Weights that came from no file are known by
-    their `tensors`; with neither it raises ValueError. `libraries` are those that decide the number beside `LIBRARIES`.
+    `parts` are the digests of what was loaded: weights, configs, tokenizer. Weights that came from no file are
+    identified by their `tensors`; with neither it raises ValueError. `libraries` decide the score beside `LIBRARIES`.
     """
     if not files and not tensors:
         raise ValueError(f"the record of {name} needs the files or the tensors of its weights, got neither")
@@ -62,10 +62,9 @@ def read_record(values: Mapping[str, Any]) -> ScorerRecord:
 
 
 def record_differences(ours: ScorerRecord, theirs: ScorerRecord) -> list[str]:
-    """The fields by which two scorers are not the same: numbers of different scorers mean different things.
+    """The fields in which two scorers differ; scores of different scorers cannot be compared.
 
-    Weights, config and tokenizer are held against each other as loaded; by their files where a record is of a version
-    that kept no more.
+    Weights, config and tokenizer are compared as loaded; by their files where an older record holds no more.
     """
     weights = "content" if ours.content and theirs.content else "sha256"
     here, there = asdict(ours), asdict(theirs)
@@ -73,5 +72,5 @@ def record_differences(ours: ScorerRecord, theirs: ScorerRecord) -> list[str]:
 
 
 def precision_words(dtype: torch.dtype) -> str:
-    """What a record adds where the towers are not fp32."""
+    """The precision of the towers for a record, where it is not fp32."""
     return "" if dtype == torch.float32 else f"; towers in {str(dtype).removeprefix('torch.')}"

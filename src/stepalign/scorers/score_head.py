@@ -1,4 +1,4 @@
-"""The multilayer perceptron from an embedding to a score that LAION's aesthetic predictor and ImageReward share."""
+"""The multilayer perceptron from embedding to score, shared by LAION's aesthetic predictor and ImageReward."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WIDTHS = (1024, 128, 64, 16, 1)
 
 
 class ScoreHead(nn.Module):
-    """Five linear layers from an embedding to a number; the dropouts of its training leave gaps in the names."""
+    """Five linear layers from an embedding to a number; the dropouts of training leave gaps in their numbering."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

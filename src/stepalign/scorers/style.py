@@ -1,7 +1,7 @@
-"""What is easily bought with style: statistics of single images, and prompts that do not belong to them.
+"""Image statistics that reveal reward hacking (saturation, sharpness, ...), and wrong prompts as a control.
 
-A reward that rises with saturation or sharpness alone, or for another prompt as much as for its own, was not earned by
-what is in the image.
+A reward that rises with saturation or sharpness alone, or for another prompt as much as for its own, does not come
+from the content of the image.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def style_of(image: Image.Image) -> dict[str, float]:
     colourfulness          Hasler and Suesstrunk (2003): 0 for greys, about 15 for slightly, 59 for quite, 109 for
                            extremely colourful
     contrast               standard deviation of luma, in levels
-    sharpness              variance of luma's Laplacian, four neighbours less four times the pixel, in squared levels
+    sharpness              variance of luma's Laplacian, four neighbours minus four times the pixel, in squared levels
     high_frequency_share   share of luma's energy, its mean left out, at more than a quarter of the sampling rate: where
                            (f_x² + f_y²)^.5 > .25 cycles per pixel in the discrete Fourier transform; 0 for flat ones
     jpeg_bytes_per_pixel   of PIL's JPEG at quality 95 with 4:2:0, its header of some 600 bytes included
@@ -84,10 +84,10 @@ def jpeg_size(image: Image.Image) -> int:
 
 
 def wrong_prompts(prompts: list[str], *, seed: int) -> list[str]:
-    """For every image's prompt another one's text, the same for all images of a prompt.
+    """For every image another prompt's text, the same for all images of a prompt.
 
-    The distinct prompts stand in a random circle and each takes the text of the next, so that each is used in one
-    place. What a model gains under these it gains for any prompt: style. Raises ValueError for fewer than two.
+    The distinct prompts are arranged in a random cycle and each takes the text of the next. A gain under these texts is
+    independent of the prompt: style. Raises ValueError for fewer than two prompts.
     """
     distinct = list(dict.fromkeys(prompts))
     if len(distinct) < 2:

@@ -1,4 +1,4 @@
-"""Weights from local paths and from the hub, taken over strictly: none drawn at random, none left out unsaid."""
+"""Strict loading of weights from local paths and the hub: none initialised at random, none ignored silently."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from stepalign.support.tensor_files import variant_of
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 CLIP_TEXT = ("text_model.", "text_projection.", "logit_scale")
-"""What a whole CLIP has beside its vision tower."""
+"""Tensors of a whole CLIP beside its vision tower."""
 
 
 def weights_file(name: str, *, filename: str) -> Path:
     """A file of weights: a local one, that of a local folder, or one of a hub repository.
 
-    A folder with several gives the one called `filename`, and so does "owner/repository";
-    "owner/repository/file.pth" names another. Raises ValueError when there is none, or no telling which.
+    A folder with several gives the one named `filename`, and so does "owner/repository";
+    "owner/repository/file.pth" names another. Raises ValueError when there is none, or several and none so named.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -47,7 +47,7 @@ def weights_file(name: str, *, filename: str) -> Path:
 
 
 def check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], *, what: str) -> None:
-    """Refuse weights that are not exactly those expected: raises ValueError naming every other one."""
+    """Refuse weights that are not exactly those expected: raises ValueError naming every missing or unknown one."""
     missing, unknown = sorted(shapes.keys() - weights.keys()), sorted(weights.keys() - shapes.keys())
     for problem, keys in (("no weights for", missing), ("weights that are not part of it,", unknown)):
         if keys:
@@ -58,7 +58,7 @@ def check_weights(weights: dict[str, Tensor], shapes: dict[str, torch.Size], *, 
 
 
 def model_type(folder: Path) -> str:
-    """What kind of model a folder of transformers holds, by its config; raises ValueError when it does not say."""
+    """The `model_type` in the config of a transformers folder; raises ValueError when there is none."""
     try:
         kind = parse_json(read_text(folder / "config.json", "config"), str(folder / "config.json"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ def load_clip_vision(folder: Path) -> CLIPVisionModelWithProjection:
 def load_strictly(kind: Any, folder: Path, *, config: Any = None, other_parts: tuple[str, ...] = ()) -> Any:
     """A model of a transformers class in fp32; raises ValueError naming weights that are missing or unknown.
 
-    `other_parts` are the beginnings of names that may be there and are not wanted.
+    `other_parts` are prefixes of tensors that may be present and are not used.
     """
     try:
         given = {"config": config, "dtype": torch.float32, "variant": variant_of(folder)}

@@ -1,4 +1,4 @@
-"""Services that every part uses and that know nothing of diffusion models.
+"""General services without knowledge of diffusion models.
 
 `config` reads recipes; `files` and `claim` write run directories; `parsing`, `images` and `tensor_files` read files of
 users; `parallel` holds the distributed state; `statistics` and `shares` compute confidence intervals; `errors` and

@@ -1,4 +1,4 @@
-"""Identity by content: SHA-256 digests of the parts that decide a result, and what differs between two sets of them.
+"""Identity by content: SHA-256 digests of the parts that decide a result, and their comparison.
 
 A part is its tensors, its config and its vocabulary, not the path or the file format they came from: the same content
 at another path is the same part, other content at the same path is another one.
@@ -23,19 +23,19 @@ Identity = dict[str, str]
 
 CHUNK = 1 << 22
 SHOWN = 16
-"""Characters of a digest that a message shows."""
+"""Characters of a digest in messages."""
 NOT_DECISIVE = frozenset(
     {
         *("architectures", "model_type", "transformers_version", "dtype", "torch_dtype", "sample_size", "step_aware"),
         *("initializer_range", "initializer_factor", "logit_scale_init_value", "attention_dropout", "dropout"),
     }
 )
-"""Fields of a config that change nothing a frozen network computes. (A UNet's sample_size is the default resolution,
+"""Fields of a config without effect on a frozen network. (A UNet's sample_size is the default resolution,
 which `models.identity` keeps as a part of its own; `step_aware` are the judge's options, which it keeps too.)"""
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """The digest of tensors, their names, types and shapes, in the order of their names, on whatever device they are.
+    """The digest of tensors, their names, types and shapes, in the order of their names, on any device.
 
     One tensor at a time is copied to the host.
     """
@@ -70,7 +70,7 @@ def file_digest(path: Path) -> str:
 
 
 def ordered_files_digest(paths: Iterable[Path]) -> str:
-    """The digest of many files in an order of their own, such as a folder's images by its manifest."""
+    """The digest of many files in a given order, such as a folder's images by its manifest."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(bytes.fromhex(file_digest(path)))
@@ -88,7 +88,7 @@ def values_digest(values: Any) -> str:
 
 
 def hub_revision(name: str) -> str | None:
-    """The commit that a hub id, OWNER/NAME or OWNER/NAME/FILE, stands for in the cache; None for a local path."""
+    """The commit of a hub id, OWNER/NAME or OWNER/NAME/FILE, in the cache; None for a local path."""
     if Path(name).expanduser().exists():
         return None
     reference = Path(HF_HUB_CACHE, f"models--{'--'.join(name.split('/')[:2])}", "refs", "main")
@@ -96,9 +96,9 @@ def hub_revision(name: str) -> str | None:
 
 
 def config_digest(config: PretrainedConfig | Mapping[str, Any], kind: type | None = None) -> str:
-    """The digest of what a config says other than by default; `kind` is the class of a diffusers model.
+    """The digest of a config's non-default fields; `kind` is the class of a diffusers model.
 
-    A field that a later version of the library adds with a default leaves it as it was.
+    A field with a default that a later version of the library adds does not change it.
     """
     if isinstance(config, PretrainedConfig):
         return values_digest(_decisive(config.to_dict(), type(config)().to_dict()))
@@ -108,7 +108,7 @@ def config_digest(config: PretrainedConfig | Mapping[str, Any], kind: type | Non
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest of vocabulary, merges, how text is cut into words, special tokens and length."""
+    """The digest of vocabulary, merges, pre-tokenization, special tokens and length."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model = state["model"]
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges", [])]
@@ -122,18 +122,18 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def network_identity(
     name: str, network: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Identity:
-    """Digests of a transformers network's weights and config, and of the tokenizer it reads text with."""
+    """Digests of a transformers network's weights and config, and of its tokenizer."""
     found = {f"{name}.weights": module_digest(network), f"{name}.config": config_digest(config)}
     return found if tokenizer is None else found | {f"{name}.tokenizer": tokenizer_digest(tokenizer)}
 
 
 def differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """The parts that are not the same, of those that both have: versions before and after may know fewer parts."""
+    """The parts present in both sets that differ; other versions may have fewer parts."""
     return [part for part in ours if part in theirs and ours[part] != theirs[part]]
 
 
 def refuse_differences(ours: Mapping[str, str], theirs: Mapping[str, str], *, whose: str) -> None:
-    """Raise ValueError naming every part that is not the one of `whose`, such as "this run began with"."""
+    """Raise ValueError naming every part that differs; `whose` names the other set, as "this run began with"."""
     parts = differences(ours, theirs)
     if parts:
         shown = ", ".join(f"{part} ({theirs[part][:SHOWN]} then, {ours[part][:SHOWN]} now)" for part in parts)
@@ -141,7 +141,7 @@ def refuse_differences(ours: Mapping[str, str], theirs: Mapping[str, str], *, wh
 
 
 def _decisive(values: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[str, Any]:
-    """The fields that matter and are not as by default."""
+    """The relevant fields with values other than the default."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name, usual = str(key), default.get(key)
@@ -156,7 +156,7 @@ def _decisive(values: Mapping[Any, Any], default: Mapping[Any, Any]) -> dict[str
 
 
 def _plain(value: Any) -> Any:
-    """One value for a list of equal ones, and None for what is off: configs of one network say it either way."""
+    """Canonical form of a config value: one value for a list of equal ones, None for a disabled option."""
     if isinstance(value, list | tuple):
         items = [_plain(item) for item in value]
         return items[0] if items and all(item == items[0] for item in items) else items

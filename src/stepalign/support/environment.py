@@ -1,4 +1,4 @@
-"""What a result was computed with: versions of the libraries, the device, and the time it took."""
+"""Environment of a result: library versions, device and timing."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def timing(*, seconds: float, training_seconds: float, device: torch.device) -> 
 
 
 def timing_of(summary: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Seconds and device of a summary; older versions' have them at the top."""
+    """Seconds and device of a summary; older summaries have them at the top level."""
     return summary.get("timing", summary)
 
 
 def versions() -> dict[str, str]:
-    """Of stepalign and the libraries that decide numbers."""
+    """Versions of stepalign and of the libraries that decide results."""
     return {name: version(name) for name in PACKAGES}
 
 
 def device_name(device: torch.device) -> str:
-    """What computes, in words."""
+    """The device's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return processor()

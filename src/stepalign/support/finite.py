@@ -1,4 +1,4 @@
-"""Values that must be finite numbers: the part that first is not is named, with what to try for it."""
+"""Checks for finite values, which name the first part that is not finite and a remedy."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 class NotFinite(ValueError):
-    """A value that stopped being a finite number; the message names its part and what to try."""
+    """A value that is not finite; the message names its part and a remedy."""
 
     def __init__(self, message: str, *, row: int = 0) -> None:
         super().__init__(message)
         self.row = row
-        """The first entry of the batch that is affected."""
+        """The first affected entry of the batch."""
 
 
 def check_finite(values: Tensor, part: str, remedy: str) -> None:
-    """Raise NotFinite, naming a part and what to try, unless all values "b ..." are finite numbers."""
+    """Raise NotFinite, with the part and a remedy, unless all values "b ..." are finite."""
     finite = values.isfinite()
     if finite.all():
         return
@@ -26,7 +26,7 @@ def check_finite(values: Tensor, part: str, remedy: str) -> None:
 
 
 def precision_remedy(dtype: torch.dtype, field: str, *, otherwise: str) -> str:
-    """What to try for a part computed in a precision that the config field sets: a wider one where fp16 overflows."""
+    """The remedy for a part in the precision of a config field: a wider one where fp16 overflows."""
     if dtype == torch.float16:
         return f"fp16 overflows above 65504: give --{field} bf16 or fp32"
     return otherwise

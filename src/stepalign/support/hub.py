@@ -1,7 +1,6 @@
-"""Names on the Hugging Face hub: which ones are, and one bounded attempt to reach it before anything is asked of it.
+"""Hugging Face hub: recognition of hub ids, and one bounded attempt to reach the hub before any request.
 
-A hub that does not answer is asked once and not again: the process goes on as with HF_HUB_OFFLINE=1, with what the
-cache has.
+After a failed attempt the process continues as with HF_HUB_OFFLINE=1, with the content of the cache.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ FILE_ENDINGS = (
     *(".json", ".jsonl", ".parquet", ".arrow", ".txt", ".csv", ".tsv", ".yaml", ".yml", ".caption"),
 )
 _answers: list[str] = []
-"""What came of asking, once it has been."""
+"""Result of the attempt, once it was made."""
 PATIENCE = 3.0
-"""Seconds in which the hub has to answer; the environment variable HF_HUB_ETAG_TIMEOUT gives it more."""
+"""Seconds for the hub to answer; the environment variable HF_HUB_ETAG_TIMEOUT can extend them."""
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be one of the hub, exactly owner/name; what looks like a path on this machine is none."""
+    """Whether a name can be a hub id: exactly owner/name, and not a path on this machine."""
     if HUB_ID.fullmatch(name) is None or name.lower().endswith(FILE_ENDINGS):
         return False
     return not Path(name).parent.is_dir()  # runs/mine where there is a folder runs
 
 
 def split_hub_file(name: str) -> tuple[str, str] | None:
-    """Repository and file of owner/name/file on the hub; None for a name that cannot be one."""
+    """Repository and file of owner/name/file on the hub; None for other names."""
     repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     if not file or not is_hub_id(repository) or ".." in file.split("/") or "\\" in file:
         return None
@@ -39,15 +38,15 @@ def split_hub_file(name: str) -> tuple[str, str] | None:
 
 
 def reach_hub() -> str:
-    """Make sure that the hub answers, or that it is not asked; returns what `out_of_reach` does, and raises nothing, as
-    what is in the cache can be had without the hub."""
+    """Check once that the hub answers, and go offline if not; returns the result of `out_of_reach`, and raises nothing,
+    since the cache works without the hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or _answers:
         return out_of_reach()
     _answers.append(reason := _ask())
     if reason:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # for what is imported later
+        os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries imported later
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
@@ -55,7 +54,7 @@ def reach_hub() -> str:
 
 
 def check_folder(name: str, field: str) -> None:
-    """Raise ValueError for a name that is no folder on this machine and cannot be one of the hub."""
+    """Raise ValueError for a name that is neither a folder on this machine nor a possible hub id."""
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"{field}: {name!r} is a single file; give a folder with a config.json, or a hub id")
@@ -64,25 +63,25 @@ def check_folder(name: str, field: str) -> None:
 
 
 def ask_hub(name: str, what: str) -> None:
-    """Make ready for a look-up; raises ValueError for a name that is no `what` on this machine and none of the hub."""
+    """Prepare a look-up; raises ValueError for a name that is neither a `what` on this machine nor a hub id."""
     if not is_hub_id(name):
         raise ValueError(f"there is no {what} {name!r}, and it is not a hub id (owner/name)")
     reach_hub()
 
 
 def not_on_hub(name: str, what: str) -> str:
-    """What to say of a name that is nothing on this machine and could not be had from the hub."""
+    """The message for a name that is not on this machine and could not be loaded from the hub."""
     hub = out_of_reach() or "the hub cannot be reached or does not have it"
     return f"{name!r} is no {what} on this machine, and {hub}"
 
 
 def out_of_reach() -> str:
-    """That the hub, which has been asked for, cannot be reached, and why; nothing where it can."""
+    """The message that the hub cannot be reached, with the reason; "" where it can."""
     return _answers[0] if _answers else ""
 
 
 def _ask() -> str:
-    """That the hub does not answer, and why, or nothing."""
+    """The reason why the hub does not answer, or ""."""
     from huggingface_hub import constants, get_session
 
     patience = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or PATIENCE)
@@ -92,10 +91,10 @@ def _ask() -> str:
         try:
             get_session().head(constants.ENDPOINT, timeout=patience, follow_redirects=False)
             found.append("")
-        except Exception as error:  # the network's, of any kind
+        except Exception as error:  # errors of the network, of any kind
             found.append(str(error).strip() or type(error).__name__)
 
-    thread = threading.Thread(target=ask, daemon=True)  # looking up an address takes as long as it likes
+    thread = threading.Thread(target=ask, daemon=True)  # the look-up of an address has no timeout
     thread.start()
     thread.join(patience)
     reason = found[0] if found else f"no answer in {patience:g} seconds"

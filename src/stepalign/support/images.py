@@ -1,4 +1,4 @@
-"""Images from files, bytes or Pillow as every part of the program reads them: 8-bit RGB, upright, on white."""
+"""Reading of images from files, bytes or Pillow: 8-bit RGB, EXIF orientation applied, alpha on white."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image, UnidentifiedImageError
 from stepalign.support.local_files import file_size
 
 MAX_PIXELS = 2**25
-"""Of an image, such as 8192 by 4096; checked in the file's header, before anything is decoded."""
+"""Most pixels of an image, such as 8192 by 4096; checked in the file's header, before decoding."""
 MAX_BYTES = 2**28
-"""Of an image file."""
+"""Most bytes of an image file."""
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "TGA", "QOI")
-"""Those that are read, as far as this Pillow knows them: grids of pixels, decoded in this process; EPS is a program."""
+"""Readable formats, as far as this Pillow supports them: pixel grids decoded in this process; EPS is a program."""
 ORIENTATION = 0x0112
-"""EXIF's tag."""
+"""EXIF's orientation tag."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,14 +29,14 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each orientation upright."""
+"""The transposition that makes an image of each orientation upright."""
 
 
 def open_image(source: object) -> Image.Image:
     """The image of a path, of a file's bytes or of Pillow's, in RGB (see `as_rgb`); of an animation the first frame.
 
-    Raises ValueError, in one line that names the file, for one that is missing or no regular file, that is in none of
-    `FORMATS`, damaged or cut short, or larger than `MAX_BYTES` or `MAX_PIXELS`.
+    Raises ValueError, in one line that names the file, for a missing or irregular file, one not in
+    `FORMATS`, damaged, truncated, or larger than `MAX_BYTES` or `MAX_PIXELS`.
     """
     match source:
         case Path():
@@ -51,7 +51,7 @@ def open_image(source: object) -> Image.Image:
         raise ValueError(f"{lead}: it has {size:,} bytes; at most {MAX_BYTES:,} are read")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of metadata that are damaged and pixels that are many
+            warnings.simplefilter("ignore")  # Pillow's warnings on damaged metadata and many pixels
             file = io.BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=readable_formats()) as image:
                 return as_rgb(image)
@@ -59,28 +59,28 @@ def open_image(source: object) -> Image.Image:
         raise ValueError(f"{lead}: it is in none of the formats {', '.join(readable_formats())}") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{lead}: it has more than {MAX_PIXELS:,} pixels, the most that are read") from None
-    except Exception as error:  # a damaged file has Pillow's decoders raise nearly anything
+    except Exception as error:  # for a damaged file Pillow's decoders raise exceptions of many kinds
         raise ValueError(f"{lead}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 @cache
 def readable_formats() -> list[str]:
-    """Those of `FORMATS` that the installed Pillow has."""
+    """The `FORMATS` that the installed Pillow supports."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An image of Pillow's in 8-bit RGB, without metadata; an RGB image without any is returned itself.
+    """An image of Pillow's in 8-bit RGB, without metadata; an RGB image without metadata is returned itself.
 
-    - EXIF's orientation is applied. EXIF that cannot be read says nothing of it.
+    - EXIF's orientation is applied. Unreadable EXIF is ignored.
     - An alpha channel, and a palette's, is composited on white.
     - The one colour that a PNG's tRNS chunk may name in grey and RGB images, instead of an alpha channel, is ignored:
       so do the published scoring programs, for which such an image is one without transparency.
     - 16-bit grey keeps its high byte, as Pillow's decoders do with 16-bit colour.
 
     Raises ValueError for an image without pixels, with more than `MAX_PIXELS`, with grey values beyond 16 bits, or with
-    floating-point pixels, whose white nobody knows.
+    floating-point pixels, whose white level is unknown.
     """
     if 0 in image.size:
         raise ValueError(f"it is {image.width} by {image.height} pixels, and so has none")

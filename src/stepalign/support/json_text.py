@@ -1,4 +1,4 @@
-"""Strict JSON text of results: a number that is not finite, which JSON does not have, becomes null."""
+"""Strict JSON: numbers that are not finite, which JSON does not have, become null."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that other files name: found inside their folder however they are spelled, and regular."""
+"""Paths named in files: resolved inside their folder, in any spelling; only regular files are read."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import unicodedata
 from pathlib import Path, PurePosixPath
 
 MAX_PATH, MAX_PART = 4096, 255
-"""Bytes in a path and in one of its parts, as on Linux."""
+"""Most bytes of a path and of one part, as on Linux."""
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
-"""How absolute paths begin on Windows."""
+"""Prefixes of absolute paths on Windows."""
 OR_ALLOW = "(--allow-outside, or data.allow_outside in a recipe, lifts this)"
 
 
 def local_file(folder: Path, name: str, *, allow_outside: bool = False) -> Path:
     """The path of a file that a row of a file in `folder` names, spelled as on this disk.
 
-    Backslashes separate like slashes, and a name is found in either Unicode normal form, whichever the disk has.
-    Raises ValueError for a name that can be no path, and, unless `allow_outside`, for one that leads out of the folder:
-    an absolute one, one with `..`, one through a symbolic link. The file need not exist.
+    Backslashes separate like slashes, and a name is found in either Unicode normal form, whichever the disk has. Raises
+    ValueError for a name that cannot be a path, and, unless `allow_outside`, for one that leads out of the folder: an
+    absolute one, one with `..`, one through a symbolic link. The file need not exist.
     """
     _check_name(name)
     if "\\" in name and not os.path.lexists(folder / name):
@@ -54,7 +54,7 @@ def file_size(path: Path) -> int:
 
 
 def _check_name(name: str) -> None:
-    """Raise ValueError for what no disk takes as a path."""
+    """Raise ValueError for names that no file system accepts."""
     try:
         parts = [len(part) for part in re.split(rb"[\\/]", name.encode())]
     except UnicodeEncodeError:

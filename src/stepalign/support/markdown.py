@@ -1,4 +1,4 @@
-"""Text from files and users in Markdown: shown as it is, never as markup."""
+"""Escaping of text from files and users in Markdown."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ BACKTICKS = re.compile(r"`+")
 
 
 def markdown_text(text: str) -> str:
-    """Text as one line in which nothing is markup: no HTML, link, emphasis, code, or end of a table's cell.
+    """Text as one line without markup: HTML, links, emphasis, code and table cells are escaped.
 
-    Control characters, which a terminal that shows the file would obey, are spelled out.
+    Control characters, which a terminal would interpret, are spelled out.
     """
     line = _one_line(text).translate(ENTITIES)
     return MARKUP.sub(lambda found: "\\" + found[0], line)

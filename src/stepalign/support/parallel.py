@@ -1,4 +1,4 @@
-"""The processes that share a run."""
+"""Distributed state (accelerate's PartialState) and collective decisions."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 
 def processes() -> PartialState:
-    """This process's place among those that `accelerate launch` or `torchrun` started; alone otherwise.
+    """The distributed state of this process, as started by `accelerate launch` or `torchrun`, or of a single process.
 
-    Without a GPU the processes talk through gloo, which accelerate has to be told.
+    Without a GPU the processes communicate through gloo, which accelerate needs as an option.
     """
     warn_about_mkl()
     return PartialState(cpu=not torch.accelerator.is_available())
 
 
 def any_asked_to_stop() -> int:
-    """The number of the signal that has asked any process to stop, the same in all; 0 for none."""
+    """The number of the signal that requested a stop in any process, the same in all; 0 for none."""
     if processes().num_processes == 1:
         return stop_requested()
     return max(gather_object([stop_requested()]))
 
 
 def decided_by_main(decide: Callable[[], T]) -> T:
-    """What the main process decides, told to all; what it raises is raised in all, in the others as ValueError."""
+    """The main process's result, broadcast to all; its exception is raised in all, in the others as ValueError."""
     if processes().num_processes == 1:
         return decide()
     verdict: list[Any] = [None, None]
@@ -54,7 +54,7 @@ def decided_by_main(decide: Callable[[], T]) -> T:
 def together(work: Callable[[], T]) -> T:
     """The result of this process's share of some work; a NotFinite of one process is raised on all of them.
 
-    The work may not wait for other processes.
+    The work must not wait for other processes.
     """
     try:
         result, faults = [work()], []

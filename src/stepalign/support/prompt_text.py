@@ -1,4 +1,4 @@
-"""Checks of a prompt's text: what no tokenizer takes is refused, and syntax of other programs is noticed."""
+"""Checks of prompt text: refuses text that no tokenizer accepts, and detects syntax of other programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from stepalign.support.parsing import check_text
 
 MAX_PROMPT = 10_000
-"""Characters in a prompt; CLIP reads about 300 of them, T5 about 2000."""
+"""Most characters of a prompt; CLIP reads about 300 of them, T5 about 2000."""
 WEIGHTING = re.compile(
     r"""
     <(?:lora|lyco|lycoris|hypernet|ti):[^<>]+>         # networks of AUTOMATIC1111's web interface
@@ -23,8 +23,8 @@ WORDS = re.compile(r"\b(?:BREAK|AND|ADDCOMM|ADDROW|ADDCOL)\b")
 
 
 def check_prompt(prompt: object, where: str) -> str:
-    """A prompt itself; raises ValueError, beginning with `where`, for what is no text, empty, longer than `MAX_PROMPT`,
-    or holds a NUL character or half of a character."""
+    """A prompt itself; raises ValueError, beginning with `where`, for values that are not text, empty or longer than
+    `MAX_PROMPT`, or with a NUL character or half a surrogate pair."""
     if not isinstance(prompt, str):
         raise ValueError(f"{where} is of type {type(prompt).__name__}, not text")
     if not prompt.strip():
@@ -37,8 +37,8 @@ def check_prompt(prompt: object, where: str) -> str:
 
 
 def weighting_note(prompts: list[str]) -> str | None:
-    """A warning that counts the prompts in which weights or networks are written as in other programs, and quotes the
-    first such place; None where there are none. Here every character is part of the text."""
+    """A warning with the number of prompts that use weighting or network syntax of other programs, quoting the first;
+    None without any. Here every character is part of the text."""
     found = [place for prompt in prompts if (place := _weighting(prompt)) is not None]
     if not found:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 NEAR = 3
-"""Folders up from a recipe to which its paths are written relative to it; what is farther stays absolute."""
+"""Levels above a recipe within which paths are written relative to it; other paths stay absolute."""
 
 
 def relative(value: Any, folder: str) -> Any:
@@ -22,7 +22,7 @@ def relative(value: Any, folder: str) -> Any:
 
 
 def near(value: Any, folder: str) -> Any:
-    """The same for those paths that are at most NEAR folders up, and not by way of the root."""
+    """The same for paths at most NEAR levels up, and not through the root."""
 
     def move(text: str) -> str:
         path = _split(text)[1]
@@ -46,7 +46,7 @@ def absolute(value: Any, folder: Path) -> Any:
 
 
 def _map(value: Any, change: Callable[[str], str]) -> Any:
-    """Nested plain values with all texts changed."""
+    """Nested plain values with a function applied to all texts."""
     match value:
         case dict():
             return {key: _map(item, change) for key, item in value.items()}
@@ -58,11 +58,11 @@ def _map(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """NAME= and PATH of a text that is both; nothing and the text otherwise."""
+    """NAME= and PATH of a text NAME=PATH; "" and the text otherwise."""
     name, sign, path = text.partition("=")
     return (name + sign, path) if sign and "/" not in name else ("", text)
 
 
 def _step(path: Path) -> str:
-    """A relative path that begins with ./ or ../, which tells it from a name."""
+    """A relative path that begins with ./ or ../, which distinguishes it from a name."""
     return path.as_posix() if path.parts[:1] == ("..",) else f"./{path.as_posix()}"

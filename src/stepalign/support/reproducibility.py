@@ -1,11 +1,11 @@
-"""The same bits again: MKL's reproducible mode, and what else of a machine decides the last bits of a result.
+"""Reproducibility on CPUs: MKL's reproducible mode, and the properties of a machine that decide last bits.
 
 On some processors (AMD's with AVX-512) the last bits of an MKL product depend on whether its operands begin at a
 multiple of 64 bytes in memory, and weights mapped from a file do not. MKL's conditional numerical reproducibility makes
 them equal (Intel oneMKL developer guide, "Obtaining Numerically Reproducible Results").
 
-MKL reads the mode from the environment when it first computes, so setting it is sure to take effect only before torch
-is loaded.
+MKL reads the mode from the environment when it first computes, so setting it reliably takes effect only before torch is
+loaded.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ import warnings
 from functools import cache
 
 MKL_MODE, STRICT = "MKL_CBWR", "AUTO,STRICT"
-"""The processor's fastest kernels, with results that do not depend on the alignment of memory."""
+"""The processor's fastest kernels with results independent of memory alignment."""
 _LATE = MKL_MODE not in os.environ and "torch" in sys.modules
 
 
 def set_mkl_mode() -> None:
-    """Ask MKL for its reproducible mode, unless the user chose a mode; the package's import does this first."""
+    """Set MKL's reproducible mode, unless the user chose a mode; the package's import does this first."""
     os.environ.setdefault(MKL_MODE, STRICT)
 
 
 def mkl_mode() -> str:
-    """The mode that MKL was asked for, as records and bug reports state it; "none" where torch does not use MKL."""
-    import torch  # here, because the mode is to be set before torch is loaded
+    """The requested mode of MKL, for records and bug reports; "none" where torch does not use MKL."""
+    import torch  # here, because the mode must be set before torch is loaded
 
     if not torch.backends.mkl.is_available():
         return "none"
@@ -36,7 +36,7 @@ def mkl_mode() -> str:
 
 
 def mkl_warning() -> str | None:
-    """Why a run on this CPU may not repeat its bits, in a sentence for the user; None if nothing speaks against it."""
+    """The reason why a run on this CPU may not repeat its bits, as a sentence; None if there is none."""
     import torch
 
     if torch.accelerator.is_available() or not torch.backends.mkl.is_available():
@@ -57,7 +57,7 @@ def warn_about_mkl() -> None:
 
 
 def processor() -> str:
-    """What of this machine's CPU decides the last bits of a result, in words."""
+    """The properties of this machine's CPU that decide the last bits of a result, in words."""
     import platform
 
     import torch

@@ -1,7 +1,7 @@
 """Shares of successes with confidence intervals: win rates, accuracies, calibration.
 
-Trials of one prompt tend to succeed together, so prompts are clusters: an interval counts as many trials as the
-clusters are worth.
+Trials of one prompt tend to succeed together, so prompts are clusters: an interval uses the effective
+number of trials.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from stepalign.support.statistics import cluster_means
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often one system's image scores higher than another's for the same prompt."""
+    """Win rate: how often one system's image scores higher than another's for the same prompt."""
 
     wins: int
-    """Images; so are ties and losses."""
+    """Images; ties and losses likewise."""
     ties: int
     losses: int
     rate: float
@@ -33,10 +33,10 @@ class WinRate:
 
 
 def win_rate(differences: np.ndarray, clusters: np.ndarray) -> WinRate:
-    """How often differences "n" between two systems' images are above 0, ties as half wins, with a 95 % interval.
+    """The win rate of differences "n" between two systems' images, ties as half wins, with a 95 % interval.
 
-    It is Wilson's (1927), with as many trials as the images in their clusters are worth (`effective_trials`); a little
-    cautious where there are ties.
+    The interval is Wilson's (1927) with the effective number of trials (`effective_trials`); slightly conservative
+    with ties.
     """
     values = (np.sign(differences) + 1) / 2
     sizes = np.bincount(clusters)
@@ -47,13 +47,13 @@ def win_rate(differences: np.ndarray, clusters: np.ndarray) -> WinRate:
 
 
 def effective_trials(values: np.ndarray, clusters: np.ndarray, *, weights: np.ndarray | None = None) -> float:
-    """How many independent trials would give a mean as uncertain as that of values "n" in clusters "n".
+    """The effective number of independent trials of values "n" in clusters "n", by the variance of their mean.
 
     The weights "n" of the mean sum to 1; equal by default. The number is that of the values (for unequal weights
     Kish's) over the design effect, the mean's variance by clusters over that of independent values, which is taken
     to be at least 1. It is lowered by (z / t)², with t's c - 1 degrees of freedom, since c clusters only estimate that
-    variance (Korn and Graubard 1998). Values that are all alike leave nothing to estimate: then it is c. One value in
-    each cluster is a trial.
+    variance (Korn and Graubard 1998). For equal values it is c. With one value per
+    cluster it is the number of values.
     """
     num, num_clusters = len(values), int(clusters.max()) + 1
     if num_clusters == num:
@@ -115,7 +115,7 @@ def paired_share_interval(gains: float | int, losses: float | int, total: float 
 def reliability(
     gaps: Float[Tensor, " n"], *, clusters: np.ndarray | None = None, num_bins: int = 10
 ) -> dict[str, object]:
-    """Whether probabilities mean what they say, from the score of each pair's preferred item less the other's.
+    """Calibration of a judge's probabilities, from the score of each pair's preferred item minus the other's.
 
     The probability a judge gives the item it prefers is sigma(|gap|), at least .5; the frequency is how often people
     agree (equal scores count half), with Wilson's interval over `clusters` "n", every pair its own by default. Bins of
@@ -142,5 +142,5 @@ def reliability(
 
 
 def _renumbered(clusters: np.ndarray) -> np.ndarray:
-    """Cluster numbers from 0 on, for some of the items."""
+    """Cluster numbers renumbered from 0, for a subset of the items."""
     return np.unique(clusters, return_inverse=True)[1]

@@ -18,11 +18,11 @@ from torch import Tensor
 
 NUM_RESAMPLES = 10_000
 BCA_FROM = 100
-"""Items from which on a mean's interval is BCa's; below it is Student's t. At a nominal 95 % BCa covers 80 to 84 % of
-means of 5 items, 85 to 88 % of 10, 87 to 91 % of 20 and 89 to 93 % of 50; t covers 88 to 96 %, 90 to 96 %, 90 to 96 %
-and 93 to 96 %, the least where gains are exponential (`benchmarks/results/interval-coverage.json`)."""
+"""Number of items from which a mean's interval is BCa; below it is Student's t. At a nominal 95 % BCa covers 80 to 84 %
+of means of 5 items, 85 to 88 % of 10, 87 to 91 % of 20 and 89 to 93 % of 50; t covers 88 to 96 %, 90 to 96 %, 90 to 96
+% and 93 to 96 %, the least where gains are exponential (`benchmarks/results/interval-coverage.json`)."""
 CHUNK = 1 << 14
-"""Random numbers drawn at a time, which bounds the memory."""
+"""Random numbers generated at once, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ def bca_interval(
 def sign_flip_p_value(differences: np.ndarray, *, seed: int = 0, num_flips: int = NUM_RESAMPLES) -> float:
     """The two-sided p-value of paired differences "n" by Fisher's (1935) randomization test of their mean.
 
-    If two systems are alike, any item's difference could as well have had the other sign: p is the share of sign
-    patterns whose mean lies as far from 0 as the one found. All patterns are gone through where there are at most
-    `num_flips`; otherwise that many are drawn and the one found is counted among them, so that p is never 0 (Phipson
+    Under the null hypothesis every item's difference has either sign with equal probability: p is the share of sign
+    patterns with a mean at least as far from 0 as the observed one. All patterns are enumerated if there are at most
+    `num_flips`; otherwise that many are sampled and the observed one is included, so that p is never 0 (Phipson
     and Smyth 2010).
     """
     num, found = len(differences), abs(differences.sum())
@@ -156,6 +156,6 @@ def _without_spread(values: np.ndarray) -> bool:
 
 
 def _chunks(num_rows: int, row_length: int) -> list[int]:
-    """So many rows as numbers of rows whose entries fit a chunk; drawn in turn they are what one draw would give."""
+    """Split a number of rows into chunks; sampling them in turn gives the same numbers as sampling all at once."""
     most = max(1, CHUNK // row_length)
     return [min(most, num_rows - start) for start in range(0, num_rows, most)]

@@ -1,4 +1,4 @@
-"""Files of weights: which of a folder's files hold them, and their tensors by name."""
+"""Weight files: finding the files of a folder, and reading their tensors by name."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-"""Variants that differ in rounding alone, the closest to the weights as trained first."""
+"""Variants that differ in rounding only, in order of preference."""
 NAMES = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model(?!.*bin$))"
     r"(?:\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?(?:\.(?P<late>\w+))?\.(?P<kind>safetensors|bin)"
 )
-"""How diffusers and transformers name weights: model.safetensors, model.fp16.safetensors,
+"""File names of weights in diffusers and transformers: model.safetensors, model.fp16.safetensors,
 model.fp16-00001-of-00002.safetensors, and early model-00001-of-00002.fp16.safetensors."""
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant of a folder's weights to load: None for the full ones, which are preferred wherever they are.
+    """The variant of a folder's weights to load: None for the full ones, which are preferred.
 
-    Raises ValueError when there are only variants, several of them, and none is a precision.
+    Raises ValueError for several variants without full weights, none of which is a precision.
     """
     variants = {found["variant"] or found["late"] for found in _named(folder).values()}
     if not variants or None in variants:
@@ -36,9 +36,9 @@ def variant_of(folder: Path) -> str | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a folder's weights are read from, shards included, sorted; empty where there are none.
+    """The sorted weight files of a folder, shards included; empty where there are none.
 
-    These are the ones that diffusers and transformers read with `variant=variant_of(folder)`: safetensors files before
+    They are the files that diffusers and transformers read with `variant=variant_of(folder)`: safetensors before
     pickled ones.
     """
     variant = variant_of(folder)
@@ -65,8 +65,8 @@ def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a pickled dict of tensors by name, mapped into memory.
 
-    Nothing in a file is run. A dict below "state_dict" is taken as the tensors. Raises ValueError, one line, for a
-    file that is missing or damaged or holds code or other objects beside its tensors.
+    No code in a file is run. A dict under "state_dict" is taken as the tensors. Raises ValueError for a missing or
+    damaged file, and for one with code or other objects beside its tensors.
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
@@ -75,7 +75,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         # torch maps the files it has written since 1.6; older ones have to be read.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # of a dozen kinds; some of torch's words advise to run what the file holds
+    except Exception as error:  # of a dozen kinds; some of torch's messages advise to run the file's code
         raise ValueError(f"{path} is damaged, or holds more than tensors ({type(error).__name__})") from error
     state = found.get("state_dict", found) if isinstance(found, dict) else None
     entries = state.items() if isinstance(state, dict) else [(None, None)]
@@ -87,16 +87,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
     """Names of the tensors of a safetensors file, and its metadata, without its tensors.
 
-    Raises ValueError, one line, for a file that is missing or damaged.
+    Raises ValueError for a missing or damaged file.
     """
     try:
         with safe_open(path, framework="pt") as file:
             return list(file.keys()), dict(file.metadata() or {})
-    except Exception as error:  # safetensors raises its own kind, and the system's
+    except Exception as error:  # safetensors raises its own exception, and OSError
         raise ValueError(f"{path} is damaged or no safetensors file ({type(error).__name__})") from error
 
 
 def _named(folder: Path) -> dict[Path, re.Match[str]]:
-    """A folder's files that are named as weights are."""
+    """A folder's files with names of weights."""
     found = {path: NAMES.fullmatch(path.name) for path in folder.iterdir() if path.is_file()}
     return {path: match for path, match in found.items() if match is not None}

@@ -17,11 +17,11 @@ class Watcher(Protocol):
         ...
 
     def round(self, row: dict[str, Any], total: int) -> None:
-        """A round, or a step of a judge's training, is done; `row` is its line of metrics."""
+        """Report a finished round, or step of a judge's training; `row` is its line of metrics."""
         ...
 
     def note(self, message: str) -> None:
-        """Something worth a line of its own."""
+        """Report a message for the user."""
         ...
 
 

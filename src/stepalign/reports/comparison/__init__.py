@@ -1,4 +1,4 @@
-"""What a comparison shows: the page with its tables and images, and the tables alone as Markdown."""
+"""The comparison page with tables and images, and its tables as Markdown."""
 
 from stepalign.reports.comparison.gallery import ComparedPrompt
 from stepalign.reports.comparison.markdown import comparison_markdown

@@ -1,4 +1,4 @@
-"""The images of a comparison's page: which prompts it shows, and how a card looks."""
+"""The gallery of a comparison page: choice of prompts, and their cards."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from stepalign.support.images import open_image
 from stepalign.support.json_text import to_json
 
 MOST_PROMPTS, MOST_IMAGES = 120, 480
-"""What a page holds at most: at 512 pixels an image takes about 40 kB."""
+"""Most images of a page; at 512 pixels an image takes about 40 kB."""
 SIDE = 512
-"""The most pixels a side keeps."""
+"""Most pixels per side."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparedPrompt:
-    """One prompt with what every model drew for it."""
+    """One prompt with every model's images and scores."""
 
     number: int
     """Its prompt_index."""
@@ -35,48 +35,48 @@ class ComparedPrompt:
     """By scorer, model and image."""
 
     def mean(self, scorer: str, model: int) -> float:
-        """Of a model's images."""
+        """Mean score of a model's images."""
         scores = self.scores[scorer][model]
         return sum(scores) / len(scores)
 
     def gain(self, scorer: str, pair: tuple[int, int]) -> float:
-        """The second model's mean less the first's."""
+        """The second model's mean minus the first's."""
         return self.mean(scorer, pair[1]) - self.mean(scorer, pair[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """The prompts that a page shows, in their order."""
+    """The prompts of a page, in order."""
 
     prompts: list[ComparedPrompt]
     ranks: dict[int, int]
-    """The place of those drawn at random, from 0, by prompt number."""
+    """Rank of randomly chosen prompts, from 0, by prompt index."""
     num_images: int
-    """Shown of each prompt and model, at most."""
+    """Most images of each prompt and model."""
 
 
 def choose_prompts(prompts: list[ComparedPrompt], pairs: list[tuple[int, int]], *, seed: int = 0) -> Gallery:
-    """As many prompts as a page holds, where not all: half are drawn at random, the others have the largest gains and
-    losses by each scorer and pair of models in turn."""
+    """Choose the prompts of a page, all if it holds them: half at random, the others with the largest gains and losses
+    by each scorer and pair of models in turn."""
     num_models = len(prompts[0].files)
     limit = max(2, min(MOST_PROMPTS, MOST_IMAGES // num_models))
-    drawn = np.random.default_rng(seed).permutation(len(prompts)).tolist()
-    chosen = drawn
+    at_random = np.random.default_rng(seed).permutation(len(prompts)).tolist()
+    chosen = at_random
     if len(prompts) > limit:
-        drawn = drawn[: limit // 2]
+        at_random = at_random[: limit // 2]
         extremes = []
         for scorer, pair in itertools.product(prompts[0].scores, pairs):
             order = np.argsort([prompt.gain(scorer, pair) for prompt in prompts], kind="stable").tolist()
             extremes += [order[::-1], order]
         in_turn = itertools.chain.from_iterable(zip(*extremes, strict=True))
-        chosen = list(dict.fromkeys([*drawn, *in_turn]))[:limit]
+        chosen = list(dict.fromkeys([*at_random, *in_turn]))[:limit]
     each = max(1, MOST_IMAGES // (num_models * len(chosen)))
-    ranks = {prompts[index].number: rank for rank, index in enumerate(drawn)}
+    ranks = {prompts[index].number: rank for rank, index in enumerate(at_random)}
     return Gallery([prompts[index] for index in sorted(chosen)], ranks, each)
 
 
 def thumbnail(path: Path) -> dict[str, Any]:
-    """An image file as a data URL with its size, shrunk to `SIDE`; tiny ones keep every pixel as it is."""
+    """An image file as a data URL with its size, shrunk to `SIDE`; tiny images keep every pixel."""
     image = open_image(path)
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     small = max(image.size) < SMALL
@@ -89,7 +89,7 @@ def thumbnail(path: Path) -> dict[str, Any]:
 def card(
     prompt: ComparedPrompt, gallery: Gallery, models: list[str], digits: dict[str, int], pair: tuple[int, int]
 ) -> dict[str, Any]:
-    """One prompt as the template shows it: rows of one image per model, with lines of scorer, score and trend."""
+    """One prompt for the template: rows of one image per model, with lines of scorer, score and trend."""
     rows = []
     for index in range(min(gallery.num_images, len(prompt.files[0]))):
         sides = []

@@ -17,7 +17,7 @@ from stepalign.support.markdown import markdown_text
 
 
 def comparison_markdown(summary: dict[str, Any]) -> str:
-    """The tables of a comparison, of which `summary` is what comparison.json holds, as Markdown."""
+    """The tables of a comparison as Markdown; `summary` is the content of comparison.json."""
     digits, scorers = score_digits(summary), list(summary["scorers"])
     pairs = list(dict.fromkeys((row["base"], row["other"]) for row in summary["pairs"]))
     lines = [f"# {', '.join(markdown_text(model) for model in summary['models'])}", ""]
@@ -59,7 +59,7 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
 
 
 def _provenance(summary: dict[str, Any]) -> list[str]:
-    """The scorers that were used, those that were not, and the warnings."""
+    """Lines on the scorers used, the ones left out, and the warnings."""
     lines = ["## Scorers", ""]
     for name, record in summary["scorers"].items():
         libraries = ", ".join(f"{library} {version}" for library, version in record["libraries"].items())

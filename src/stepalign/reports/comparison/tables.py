@@ -18,7 +18,7 @@ HALF_BINS = 12
 
 
 def score_digits(summary: dict[str, Any]) -> dict[str, int]:
-    """The decimals of every scorer that mean something: two of its narrowest paired interval."""
+    """Significant decimals by scorer: two digits of its narrowest paired interval."""
     widths: dict[str, list[float]] = {scorer: [] for scorer in summary["scorers"]}
     for row in summary["pairs"]:
         widths[row["scorer"]].append(spread(row["interval"]))
@@ -28,8 +28,7 @@ def score_digits(summary: dict[str, Any]) -> dict[str, int]:
 
 
 def best_models(summary: dict[str, Any], scorer: str) -> list[str]:
-    """The best model by a scorer and the second best, as far as each one's paired interval against the next leaves out
-    0."""
+    """The best and second-best model by a scorer, as far as the paired intervals against the next exclude 0."""
     means = {model: row["mean"] for model, row in summary["scores"][scorer].items()}
     order = sorted(means, key=lambda model: -means[model])
     ahead = []
@@ -72,7 +71,7 @@ def pair_rows(summary: dict[str, Any], pair: tuple[str, str], digits: dict[str, 
 
 
 def any_text_lines(summary: dict[str, Any], pair: tuple[str, str], digits: dict[str, int]) -> list[str]:
-    """How much of two models' differences is independent of the prompt, a sentence per scorer that tells."""
+    """Sentences on the share of two models' difference that is independent of the prompt, one per scorer."""
     lines = []
     for row in summary["any_text"]:
         if (row["base"], row["other"]) == pair:
@@ -119,7 +118,7 @@ def category_table(summary: dict[str, Any], pair: tuple[str, str], digits: dict[
 
 
 def generation_tables(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What drew the images: a row per setting, a cell per model; first those that differ, then the others."""
+    """Generation settings: a row per setting, a cell per model; differing settings first."""
     known = {model: _flat(values or {}) for model, values in summary["generation"].items()}
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for name in dict.fromkeys(name for values in known.values() for name in values):
@@ -141,7 +140,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def sampling_lines(summary: dict[str, Any]) -> list[str]:
-    """How each model's images were sampled, in words; one line where it is the same for all."""
+    """Sampling settings of each model's images, in words; one line where all are equal."""
     told = {
         model: sampling_words(sampling_of_generation(values)) or "sampling settings not recorded"
         for model, values in summary["generation"].items()
@@ -152,9 +151,9 @@ def sampling_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def histogram(name: str, gains: Sequence[float], digits: int) -> dict[str, Any]:
-    """How many prompts' differences fall where, as bars around the multiples of a round number.
+    """Histogram of the prompts' differences, with bars around the multiples of a round number.
 
-    Places are in widths of a bar from the left end of the chart.
+    Positions are in widths of a bar from the left end of the chart.
     """
     step = _bar_width(max(map(abs, gains)))
     places = np.rint(np.array(gains) / step).astype(int)
@@ -181,7 +180,7 @@ def histogram(name: str, gains: Sequence[float], digits: int) -> dict[str, Any]:
 
 
 def _bar_width(reach: float) -> float:
-    """A round number of which `HALF_BINS` reach as far; 1 for no reach."""
+    """A round bin width of which `HALF_BINS` cover the reach; 1 for no reach."""
     if reach == 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(reach / HALF_BINS))

@@ -1,4 +1,4 @@
-"""The page of a comparison, written."""
+"""Writing of a comparison page."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from stepalign.support.json_text import to_json
 
 
 def write_comparison_report(path: Path, *, summary: dict[str, Any], prompts: list[ComparedPrompt]) -> None:
-    """Write the self-contained page of a comparison to `path`, replacing it in one step.
+    """Write the self-contained page of a comparison to `path` atomically.
 
-    `summary` is what comparison.json holds. Raises ValueError naming an image that cannot be read, and OSError when
-    the folder of `path` cannot be written to; an older page then stays as it was.
+    `summary` is the content of comparison.json. Raises ValueError naming an image that cannot be read, and OSError when
+    the folder of `path` cannot be written to; an older page is then unchanged.
     """
     models, scorers, digits = summary["models"], list(summary["scorers"]), score_digits(summary)
     pairs = list(dict.fromkeys((row["base"], row["other"]) for row in summary["pairs"]))
     places = [(models.index(base), models.index(other)) for base, other in pairs]
-    # Against the baseline; the models against each other, which come after, are told in less detail.
+    # pairs with the baseline in full; the other pairs, which come after, in less detail
     first = list(zip(pairs, places, strict=True))[: len(models) - 1]
     gallery = choose_prompts(prompts, [place for _, place in first])
     script = (importlib.resources.files("stepalign.reports") / "templates" / "comparison.js").read_text(

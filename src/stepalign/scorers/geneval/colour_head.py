@@ -1,7 +1,8 @@
 """The colour of an object in an image, named by CLIP: GenEval's classifier (Ghosh et al., arXiv 2310.11513).
 
-What is not the object is painted grey, the object's box is cut out, and of ten colours the one is taken whose texts'
-mean embedding has the largest cosine with the cutting's. Published numbers use OpenAI's ViT-L/14.
+Everything but the object is painted grey, the object's box is cropped, and of ten colours the one is chosen with the
+largest cosine between the mean embedding of its texts and the crop's embedding. Published numbers use OpenAI's
+ViT-L/14.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class ColourHead:
 
     @cached_property
     def record(self) -> ScorerRecord:
-        """What makes the colours repeatable; reads the weights' files when first asked for."""
+        """The record of the CLIP; the first access reads the weight files."""
         size = self.model.config.vision_config.image_size
         return scorer_record(
             "geneval-colours",
@@ -74,7 +75,7 @@ class ColourHead:
 
     @torch.no_grad()
     def cosines(self, image: Image.Image, objects: Sequence[Detection], class_name: str) -> Float[Tensor, "n 10"]:
-        """How near each object is to each of `COLOURS`, in fp32; n is at least 1."""
+        """Cosines of each object with each of `COLOURS`, in fp32; n is at least 1."""
         cuttings = [cut_out(image, found) for found in objects]
         size = self.model.config.vision_config.image_size
         pixels = clip_pixels(cuttings, size, "torchvision").to(self.model.device)
@@ -82,7 +83,7 @@ class ColourHead:
         return F.normalize(features.float(), dim=-1) @ self._colour_texts(class_name).T
 
     def _colour_texts(self, class_name: str) -> Float[Tensor, "10 e"]:
-        """For each colour the mean of its texts' unit embeddings, of length one again."""
+        """For each colour the normalised mean of its texts' unit embeddings."""
         if class_name not in self._texts:
             texts = [template.format(colour=colour, name=class_name) for colour in COLOURS for template in TEMPLATES]
             ids = tokenize(self.tokenizer, self.model.config, texts).to(self.model.device)
@@ -93,7 +94,7 @@ class ColourHead:
 
 
 def cut_out(image: Image.Image, found: Detection) -> Image.Image:
-    """An object's box out of an image, grey where its mask is not; without a mask, as it is.
+    """The crop of an object's box, grey outside its mask; without a mask, the plain crop.
 
     Raises ValueError for a mask of another size than the image, and for a box without pixels.
     """

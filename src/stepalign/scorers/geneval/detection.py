@@ -1,8 +1,8 @@
 """Objects in images, found by Mask2Former (Cheng et al., arXiv 2112.01527) trained on COCO's instances.
 
-GenEval was published with another training of the same architecture, mmdetection's; results with this one are called
-by its name. Images and outputs are treated as mmdetection does: the short side becomes 800 pixels, at most 1333 on
-the long one, zeros below and right to a multiple of 32; masks are compared with zero at the image's own size.
+GenEval was published with another training of the same architecture, mmdetection's; results are named after the
+detector. Images and outputs are treated as mmdetection does: the short side becomes 800 pixels, at most 1333 on the
+long one, zeros below and right to a multiple of 32; masks are compared with zero at the image's own size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHORT_SIDE, LONG_SIDE, MULTIPLE = 800, 1333, 32
 MAX_DETECTIONS = 100
-"""In one image, of all classes."""
+"""Most detections in one image, over all classes."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -50,7 +50,7 @@ class Mask2FormerDetector:
         long_side: int = LONG_SIDE,
         min_score: float = THRESHOLD,
     ) -> None:
-        """`min_score` leaves out what no rule looks at; a smaller one costs memory and time."""
+        """`min_score` drops detections that no rule uses; a smaller one costs memory and time."""
         check_classes(model.config.num_labels, model.config.id2label, name)
         self.model = model.eval().requires_grad_(False)
         self.label = f"HF Mask2Former {name}"
@@ -72,7 +72,7 @@ class Mask2FormerDetector:
 
     @cached_property
     def record(self) -> ScorerRecord:
-        """What makes the detections repeatable; reads the weights' files when first asked for."""
+        """The record of the detector; the first access reads the weight files."""
         return scorer_record(
             "geneval-detector",
             weights=self.name,
@@ -87,7 +87,7 @@ class Mask2FormerDetector:
 
     @torch.no_grad()
     def detect(self, images: list[Image.Image]) -> list[list[Detection]]:
-        """The objects of each image, whatever the images beside it: only those of one padded size share a batch."""
+        """The objects of each image, independent of the others: only images of one padded size share a batch."""
         pixels = [detector_pixels(image, self.short_side, self.long_side) for image in images]
         padded = [_padded_size(one.shape[1], one.shape[2]) for one in pixels]
         found: dict[int, list[Detection]] = {}
@@ -150,8 +150,8 @@ def instances(
     """The detections that a model's queries make in one image; the last class is none.
 
     Of all pairs of a query and a class the `MAX_DETECTIONS` likeliest; a score is the class's probability times the
-    mean of the mask's probabilities where they are above one half. Only scores above `min_score` are kept: no score is
-    above its class's probability, so what cannot get there is not resized.
+    mean of the mask's probabilities where they are above one half. Only scores above `min_score` are kept: no score
+    exceeds its class's probability, so masks of lower ones are not resized.
     """
     probabilities = class_logits.softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
@@ -179,7 +179,7 @@ def box_of(mask: Bool[np.ndarray, "h w"]) -> Box:
 
 
 def check_classes(num_labels: int, names: dict[int, str], model: str) -> None:
-    """Refuse a detector whose classes cannot be COCO's 80 in their order; raises ValueError."""
+    """Raise ValueError unless the detector's classes can be COCO's 80 in their order."""
     ends = {0: "person", len(CLASSES) - 1: "toothbrush"}
     named = not names.get(0, "LABEL_0").startswith("LABEL_")
     if num_labels != len(CLASSES) or (named and any(names.get(index) != name for index, name in ends.items())):

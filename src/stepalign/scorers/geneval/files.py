@@ -1,4 +1,4 @@
-"""GenEval's files: detections made elsewhere, and folders of images in its published layout.
+"""GenEval's files: imported detections, and folders of images in its published layout.
 
 Detections are a JSONL file with a row per image: `file` as in the manifest, or `prompt_index` and `image_index`; and
 `detections`, a list of objects with `class` (a name) or `class_index` (COCO's 80 from 0), `score`, `box`
@@ -35,7 +35,7 @@ Key = tuple[int, int]
 def read_detections(path: Path, images: Sequence[ImageRow]) -> dict[Key, list[Detection]]:
     """The detections in each of some images, by the image's key.
 
-    Raises ValueError naming the line that makes no sense, an image listed twice or not among them, and the images
+    Raises ValueError naming an invalid line, an image listed twice or not among them, and the images
     that have no row; an image without objects has a row with none.
     """
     if not path.is_file():
@@ -61,10 +61,10 @@ def read_detections(path: Path, images: Sequence[ImageRow]) -> dict[Key, list[De
 
 
 def write_geneval_manifest(folder: Path) -> list[ImageRow]:
-    """Write the manifest of a folder in GenEval's layout, and give its rows: numbers from the names, tasks as
+    """Write the manifest of a folder in GenEval's layout and return its rows: numbers from the names, tasks as
     categories.
 
-    Raises ValueError for a prompt without images or metadata, and for a file among the images that is none.
+    Raises ValueError for a prompt without images or metadata, and for a file among the images that is not an image.
     """
     rows = []
     for index, prompt in read_folder_prompts(folder).items():
@@ -89,7 +89,7 @@ def write_geneval_manifest(folder: Path) -> list[ImageRow]:
 def read_folder_prompts(folder: Path) -> dict[int, GenEvalPrompt]:
     """The prompts of a folder in GenEval's layout, by the numbers of their folders.
 
-    Raises ValueError when there are none, and naming the metadata that are missing or make no sense.
+    Raises ValueError when there are none, and naming metadata that are missing or invalid.
     """
     prompts = {}
     for index, inside in _prompt_folders(folder).items():
@@ -101,7 +101,7 @@ def read_folder_prompts(folder: Path) -> dict[int, GenEvalPrompt]:
 
 
 def decode_mask(mask: object, where: str) -> Bool[np.ndarray, "h w"]:
-    """The pixels that COCO's run lengths stand for, which go down the columns and begin with those outside.
+    """Decode COCO's run lengths to a mask; runs go down the columns and begin with pixels outside.
 
     `counts` is a list of numbers, or the text that COCO packs them into: five bits a character from "0" on, the lowest
     first, another 32 where more follow; from the fourth on the difference from the last but one.
@@ -158,7 +158,7 @@ def _object(row: object, where: str) -> dict[str, Any]:
 
 
 def _spelling(file: str) -> str:
-    """A file's name with slashes and in one Unicode normal form, whichever it is written in."""
+    """A file name with slashes and in Unicode normal form C."""
     return unicodedata.normalize("NFC", file.replace("\\", "/"))
 
 

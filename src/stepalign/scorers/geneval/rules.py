@@ -23,9 +23,9 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 RELATIONS = ("left of", "right of", "above", "below")
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
 MAX_OBJECTS = 16
-"""Of one class, in one image."""
+"""Most objects of one class that are considered in one image."""
 SHRINKAGE = 0.1
-"""Of the two objects' sizes, taken off the distance between their centres."""
+"""Share of the two objects' sizes that is subtracted from the distance between their centres."""
 
 # COCO's 80 classes in their order, under GenEval's names; three of them are not COCO's.
 # fmt: off
@@ -41,7 +41,7 @@ CLASSES = (
 )
 # fmt: on
 COCO_NAMES = {"mouse": "computer mouse", "remote": "tv remote", "keyboard": "computer keyboard"}
-"""Where COCO's name of a class is another."""
+"""COCO's names of classes that GenEval names otherwise."""
 
 Box = tuple[float, float, float, float]
 
@@ -58,7 +58,7 @@ class Detection:
     mask: Bool[np.ndarray, "h w"] | None = None
     """Its pixels, at the image's size."""
     colour: str | None = None
-    """Where something else than a `ColourOf` has named it."""
+    """The colour of an imported detection; None where a `ColourOf` names it."""
 
 
 ColourOf = Callable[[Sequence[Detection], str], Sequence[str]]
@@ -70,7 +70,7 @@ class Detector(Protocol):
     """Finds objects in images."""
 
     label: str
-    """What results are called by."""
+    """The detector's name, part of every result."""
 
     def detect(self, images: list[Image.Image]) -> list[list[Detection]]: ...
 
@@ -84,18 +84,18 @@ class ColourClassifier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """How many objects of a class there must be, or, excluded, may not be; and what they must be like."""
+    """A number of objects of a class that must be present or, if excluded, absent; with their colour and position."""
 
     class_index: int
     count: int
     colour: str | None = None
     position: tuple[str, int] | None = None
-    """A relation, and the requirement whose objects it is to."""
+    """A relation, and the index of the requirement that it refers to."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenEvalPrompt:
-    """A prompt and what an image of it must show."""
+    """A prompt and the requirements on its images."""
 
     prompt: str
     tag: str
@@ -106,7 +106,7 @@ class GenEvalPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether one image shows what its prompt asks for, and if not, why."""
+    """Whether one image meets its prompt's requirements, and the reasons if not."""
 
     prompt: str
     tag: str
@@ -117,7 +117,7 @@ class Verdict:
 def judge_images(
     images: list[Image.Image], prompts: list[GenEvalPrompt], *, detector: Detector, colours: ColourClassifier
 ) -> list[Verdict]:
-    """The verdict on each image of a batch; colours are asked for only where a prompt names one."""
+    """The verdict on each image of a batch; colours are classified only where a prompt names one."""
     upright = [ImageOps.exif_transpose(image) for image in images]
     found = detector.detect(upright)
     return [
@@ -127,10 +127,10 @@ def judge_images(
 
 
 def judge_image(prompt: GenEvalPrompt, detections: Sequence[Detection], colours: ColourOf) -> Verdict:
-    """Compare what was detected in an image with what its prompt requires; every requirement must hold.
+    """Compare the detections in an image with its prompt's requirements; every one must hold.
 
-    Of a class, only as many of the surest objects are looked at as the prompt asks for: a fifth dog spoils "four dogs",
-    which excludes five, and does not spoil "a dog".
+    Of a class, only as many of the most confident objects are counted as the prompt asks for: a fifth dog spoils "four
+    dogs", which excludes five, and does not spoil "a dog".
     """
     objects = confident(detections, COUNTING_THRESHOLD if prompt.tag == "counting" else THRESHOLD)
     matched: list[list[Detection] | None] = []
@@ -149,10 +149,9 @@ def judge_image(prompt: GenEvalPrompt, detections: Sequence[Detection], colours:
 
 
 def confident(detections: Sequence[Detection], threshold: float) -> dict[int, list[Detection]]:
-    """By class, the detections above a threshold, the surest first and at most `MAX_OBJECTS`.
+    """By class, the detections above a threshold, by falling confidence and at most `MAX_OBJECTS`.
 
-    Of equal scores the one detected later is first; the published evaluation leaves that to how its numbers happen to
-    be sorted.
+    Of equal scores the one detected later is first; the published evaluation does not define the order.
     """
     objects: dict[int, list[Detection]] = {}
     for index in np.argsort([found.score for found in detections], kind="stable")[::-1]:
@@ -163,10 +162,10 @@ def confident(detections: Sequence[Detection], threshold: float) -> dict[int, li
 
 
 def relations(box: Box, target: Box) -> set[str]:
-    """Where a box lies from another: none, one or two of `RELATIONS`.
+    """The position of a box relative to another: none, one or two of `RELATIONS`.
 
     The offset between the centres, each component shortened by a tenth of the two boxes' sizes, not beyond zero;
-    divided by the length that it had before, a component above one half counts.
+    divided by its original length, a component above one half counts.
     """
     one, other = np.array(box).reshape(2, 2), np.array(target).reshape(2, 2)
     offset = one.mean(0) - other.mean(0)
@@ -190,7 +189,7 @@ def given_colours(objects: Sequence[Detection], class_name: str) -> list[str]:
 def parse_prompt(row: Mapping[str, Any], where: str) -> GenEvalPrompt:
     """A prompt from a row of GenEval's metadata: `tag`, `prompt`, `include` and perhaps `exclude`.
 
-    Raises ValueError, saying where, for a task, class, colour or relation that GenEval does not have.
+    Raises ValueError with the row's place for a task, class, colour or relation that GenEval does not have.
     """
     prompt, tag = row.get("prompt"), row.get("tag")
     if not isinstance(prompt, str) or not prompt.strip():
@@ -209,7 +208,7 @@ def parse_prompt(row: Mapping[str, Any], where: str) -> GenEvalPrompt:
 
 
 def class_index(name: object, where: str) -> int:
-    """The place of a class in `CLASSES` by GenEval's or COCO's name; raises ValueError for any other."""
+    """The index of a class in `CLASSES` by GenEval's or COCO's name; raises ValueError for any other."""
     known = COCO_NAMES.get(name, name) if isinstance(name, str) else name
     if known not in CLASSES:
         hint = nearest(name, CLASSES) if isinstance(name, str) else ""
@@ -223,7 +222,7 @@ def _problem(
     matched: list[list[Detection] | None],
     colours: ColourOf,
 ) -> str | None:
-    """What keeps a requirement from being met, or nothing."""
+    """The reason why a requirement is not met; "" where it is."""
     name, count = CLASSES[requirement.class_index], requirement.count
     if len(candidates) < count:
         return f"{name}: {count} wanted, {len(candidates)} found"

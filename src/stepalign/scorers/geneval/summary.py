@@ -22,7 +22,7 @@ class TaskAccuracy:
 
     accuracy: float
     interval: Interval | None
-    """95 %, over prompts; none where there is one prompt only."""
+    """95 %, over prompts; None for a single prompt."""
     num_correct: int
     num_images: int
     num_prompts: int
@@ -33,10 +33,10 @@ class GenEvalSummary:
     """A model's result; numbers of other detectors are not comparable with it."""
 
     detector: str
-    """What found the objects."""
+    """The detector's name."""
     tasks: dict[str, TaskAccuracy]
     overall: float | None
-    """The mean of the six tasks' accuracies, not that over images; none where a task has no images."""
+    """The mean of the six tasks' accuracies, not the mean over images; None where a task has no images."""
     interval: Interval | None
     """95 %, over the prompts of every task."""
     num_images: int
@@ -44,14 +44,14 @@ class GenEvalSummary:
 
     @property
     def name(self) -> str:
-        """What the number is to be called wherever it is printed."""
+        """The name of the score, with its detector."""
         return f"GenEval ({self.detector})"
 
 
 def summarise(verdicts: Sequence[Verdict], *, detector: str) -> GenEvalSummary:
-    """The accuracies that verdicts amount to, with 95 % intervals whose unit is the prompt.
+    """Accuracies of verdicts by task, with 95 % intervals over prompts.
 
-    The images of a prompt are right or wrong together more often than not, so they are a cluster of Wilson's interval
+    Verdicts on the images of a prompt are correlated, so a prompt is a cluster of Wilson's interval
     (`shares.share_interval`). The interval of the mean of the tasks is made of theirs (Zou and Donner 2008): each end's
     distances from the accuracies, squared, add up. Where all images of a task are right, it has a width.
     Raises ValueError without verdicts, without a detector's name, and for a prompt of two tasks.
@@ -91,7 +91,7 @@ def _counts(verdicts: Sequence[Verdict]) -> dict[str, Float[np.ndarray, "prompts
 
 
 def _interval(rows: Float[np.ndarray, "prompts 2"]) -> Interval:
-    """Of a task's accuracy."""
+    """The interval of a task's accuracy."""
     right, wrong = rows[:, 0].astype(int), (rows[:, 1] - rows[:, 0]).astype(int)
     values = np.concatenate([np.ones(right.sum()), np.zeros(wrong.sum())])
     clusters = np.concatenate([np.repeat(np.arange(len(rows)), right), np.repeat(np.arange(len(rows)), wrong)])
@@ -99,7 +99,7 @@ def _interval(rows: Float[np.ndarray, "prompts 2"]) -> Interval:
 
 
 def _of_the_mean(tasks: list[TaskAccuracy]) -> Interval:
-    """Of the mean of independent tasks' accuracies."""
+    """The interval of the mean of independent tasks' accuracies."""
     middle = sum(task.accuracy for task in tasks) / len(tasks)
     known = [(task.accuracy, *task.interval) for task in tasks if task.interval is not None]
     below = math.sqrt(sum((accuracy - low) ** 2 for accuracy, low, _ in known)) / len(tasks)
