@@ -146,7 +146,8 @@ def test_pixels_are_those_of_diffusers() -> None:
 def test_adapters_and_a_unet_draw_other_images_and_are_recorded(
     drawn: Path, tiny_sd: BaseModel, tiny_sd_folder: Path, tmp_path: Path
 ) -> None:
-    lora = written(tmp_path / "lora.safetensors", diffusers_layout(factors(tiny_sd, "unet")))
+    strong = {key: (down, 4 * up) for key, (down, up) in factors(tiny_sd, "unet").items()}
+    lora = written(tmp_path / "lora.safetensors", diffusers_layout(strong))
     unet = copy.deepcopy(tiny_sd.network)
     unet.conv_out.weight.data *= 0.5
     unet.save_pretrained(tmp_path / "unet")

@@ -48,13 +48,6 @@ def test_two_groups_of_copies_are_two_images() -> None:
     assert vendi_score(features).tolist() == pytest.approx([2.0, math.exp(entropy)])
 
 
-def test_two_images_by_hand() -> None:
-    """At 60 degrees: 1 - 1/2, and the eigenvalues (1 ± 1/2)/2 give exp(-.75 ln .75 - .25 ln .25); opposite ones: 2."""
-    features = torch.tensor([[[2.0, 0.0], [1.0, math.sqrt(3)]], [[1.0, 0.0], [-3.0, 0.0]]])
-    assert pairwise_distance(features).tolist() == pytest.approx([0.5, 2.0])
-    assert vendi_score(features).tolist() == pytest.approx([1.754765, 1.0], abs=1e-6)
-
-
 def test_the_distance_is_the_mean_over_pairs() -> None:
     features = normal(3, 5, 4)
     pairs = [

@@ -55,12 +55,6 @@ def test_an_image_of_the_right_long_side_gets_black_bars_and_keeps_its_pixels(
     assert (inside > 0.05).all()
 
 
-def test_bars_are_black_and_not_clips_mean() -> None:
-    """(0 - .4815)/.2686 = -1.7923, (0 - .4578)/.2613 = -1.7521, (0 - .4082)/.2758 = -1.4802."""
-    boxed = letter_box(torch.ones(1, 3, 4, 8), 8, antialias=True)
-    assert boxed[0, :, 0, 0].tolist() == pytest.approx([-1.7923, -1.7521, -1.4802], abs=1e-4)
-
-
 @pytest.mark.parametrize(
     ("height", "width", "rows", "columns"), [(32, 64, 4, 8), (64, 27, 8, 3), (3, 6, 4, 8), (7, 9, 6, 8)]
 )
@@ -144,16 +138,6 @@ def test_images_and_their_tensors_score_alike(scorer: HPS) -> None:
     torch.testing.assert_close(scorer(tensors, PROMPTS[:2]), scorer.score([one, other], PROMPTS[:2]), rtol=0, atol=1e-4)
 
 
-def test_a_batch_scores_as_its_images_alone(scorer: HPS, tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    some_images = [an_image(40, 48), an_image(20, 64, seed=1), an_image(32, 32, seed=2)]
-    prompts = ["a dot", "two blue squares on a green background", "a ring"]
-    alone = [
-        HPS(tiny_clip, tokenizer, version="v2.1").score([image], [prompt])
-        for image, prompt in zip(some_images, prompts, strict=True)
-    ]
-    torch.testing.assert_close(scorer.score(some_images, prompts), torch.cat(alone), rtol=0, atol=1e-5)
-
-
 def test_antialias_changes_scores_and_is_recorded(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     with_it, without = (HPS(tiny_clip, tokenizer, version="v2.0", antialias=flag) for flag in (True, False))
     some_images = [an_image(96, 96), an_image(96, 96, seed=1)]
@@ -161,18 +145,6 @@ def test_antialias_changes_scores_and_is_recorded(tiny_clip: CLIPModel, tokenize
     assert difference.abs().max() > 1e-3
     assert "with antialias to 32 on the long side" in with_it.record.preprocessing
     assert "without antialias" in without.record.preprocessing
-
-
-def test_each_distinct_prompt_is_embedded_once(scorer: HPS) -> None:
-    for _ in range(2):
-        scorer.score([an_image(32, 32)] * 4, [*PROMPTS, "  a   red\nring "])
-    assert scorer.clip.num_texts == 2
-
-
-def test_gradients_flow_to_every_pixel(scorer: HPS) -> None:
-    given = images(2, 40, 48).requires_grad_()
-    scorer(given, PROMPTS[:2]).sum().backward()
-    assert (given.grad != 0).float().mean() > 0.99
 
 
 def test_the_score_has_the_right_derivative(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -183,15 +155,6 @@ def test_the_score_has_the_right_derivative(tiny_clip: CLIPModel, tokenizer: CLI
     assert torch.autograd.gradcheck(
         lambda x: scorer(given + x * direction, ["a dot"]), torch.zeros((), dtype=torch.float64, requires_grad=True)
     )
-
-
-def test_images_of_every_mode_score(scorer: HPS) -> None:
-    colour = an_image(24, 40)
-    some_images = [colour.convert(mode) for mode in ("RGBA", "L", "P", "1", "CMYK", "LA")]
-    some_images.append(Image.fromarray((np.arange(960, dtype=np.uint16) * 68).reshape(24, 40)))
-    scores = scorer.score([colour, *some_images], ["a dot"] * 8)
-    assert scores.isfinite().all()
-    assert scores[1] == pytest.approx(scores[0].item(), abs=1e-5)
 
 
 # Prompts
@@ -205,18 +168,3 @@ def test_prompts_are_cleaned_and_the_record_says_by_what(scorer: HPS) -> None:
     assert scores[0] == scores[1] == scores[2]
     assert "mended by ftfy" in scorer.record.preprocessing
     assert scorer.record.libraries["ftfy"] == ftfy.__version__
-
-
-@pytest.mark.parametrize(("num", "prompts"), [(0, []), (2, ["a"]), (1, ["a", "b"]), (0, ["a"])])
-def test_images_and_prompts_must_pair_off(scorer: HPS, num: int, prompts: list[str]) -> None:
-    for call in (lambda: scorer.score([an_image(8, 8)] * num, prompts), lambda: scorer(images(num, 8, 8), prompts)):
-        with pytest.raises(ValueError, match=r"no images|one prompt per image"):
-            call()
-
-
-def test_scores_that_are_no_numbers_are_refused(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
-    model = CLIPModel(tiny_clip.config)
-    with torch.no_grad():
-        model.visual_projection.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"hps-v2\.0 gave 1 of 1 images no finite score"):
-        HPS(model, tokenizer, version="v2.0").score([an_image(8, 8)], ["a dot"])

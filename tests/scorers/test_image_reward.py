@@ -83,17 +83,6 @@ def test_in_float64_they_are_the_same_to_the_last_digits(weights: dict[str, Tens
         assert network(pixels, ids, (ids != 0).long()).tolist() == pytest.approx(expected, abs=1e-11)
 
 
-def test_both_the_image_and_the_prompt_decide(scorer: ImageReward) -> None:
-    first, second = images(2)
-    scores = scorer.score([first, first, second], ["a cat", "a dog", "a cat"])
-    assert (scores[1:] - scores[0]).abs().min() > 1e-2
-
-
-def test_a_score_does_not_depend_on_the_pair_beside_it(scorer: ImageReward) -> None:
-    alone = [scorer.score([one], [prompt]) for one, prompt in zip(images(), PROMPTS, strict=True)]
-    torch.testing.assert_close(scorer.score(images(), PROMPTS), torch.cat(alone), rtol=0, atol=1e-5)
-
-
 def test_prompts_are_cut_at_33_pieces(scorer: ImageReward) -> None:
     """35 with [CLS] and [SEP]: the 33rd word counts, the 34th does not."""
     image = images(1) * 3
@@ -228,11 +217,6 @@ def test_a_tokenizer_of_another_model_is_refused(scorer: ImageReward, tokenizer_
     ImageReward(scorer.network, load_tokenizer(str(tokenizer_folder)))
     with pytest.raises(ValueError, match="there is no folder"):
         load_tokenizer(str(tmp_path / "no tokenizer"))
-
-
-def test_images_and_prompts_must_be_as_many(scorer: ImageReward) -> None:
-    with pytest.raises(ValueError, match="3 images and 2 prompts"):
-        scorer.score(images(), PROMPTS[:2])
 
 
 @pytest.mark.hub

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,16 @@ import torch
 from drawn import an_image, blotches
 from jaxtyping import Float
 from PIL import Image
+from reward_by_hand import TEXT_HEADS, VISION_HEADS, random_weights
+from test_aesthetic import random_head, tower
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import BertTokenizer, CLIPModel, CLIPTokenizer
 
 from stepalign.core.protocols import Scorer
 from stepalign.scorers.aesthetic import AestheticScore
 from stepalign.scorers.clip_score import CLIPScore
 from stepalign.scorers.hps import HPS
-from stepalign.scorers.image_reward import ImageReward
+from stepalign.scorers.image_reward import ImageReward, convert
 from stepalign.scorers.load import SCORERS, load_scorer, score_images
 from stepalign.scorers.pickscore import PickScore
 from stepalign.scorers.record import scorer_record
@@ -80,6 +82,7 @@ def test_precision_reaches_every_scorer(name: str, folder: Path) -> None:
     scorer = loaded(name, folder, dtype=torch.bfloat16)
     assert scorer.clip.model.visual_projection.weight.dtype == torch.bfloat16
     assert scorer.score([an_image(8, 8)], ["a dot"]).dtype == torch.float32
+    assert scorer.record.preprocessing.endswith("towers in bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -136,22 +139,62 @@ def test_each_image_is_scored_once_in_batches_with_its_prompt(batch_size: int, b
     assert scorer.batches == batches
 
 
-def scorers_of(model: CLIPModel, tokenizer: CLIPTokenizer) -> list[Callable[[], Scorer]]:
-    return [
-        lambda: PickScore(model, tokenizer),
-        lambda: CLIPScore(model, tokenizer),
-        lambda: HPS(model, tokenizer, version="v2.1"),
-    ]
+def image_reward() -> ImageReward:
+    special, words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), ("a", "red", "ring", "dot", "two", "blue", "on")
+    vocabulary = (*special, *words, "square", "##s", "green")
+    network = convert(random_weights(), vision_heads=VISION_HEADS, text_heads=TEXT_HEADS, what="it")
+    return ImageReward(network.eval(), BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}))
 
 
-@pytest.mark.parametrize("index", range(3))
-@pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, index: int, batch_size: int) -> None:
+def make_scorer(name: str, model: CLIPModel, tokenizer: CLIPTokenizer) -> tuple[Scorer, nn.Module]:
+    """A scorer with random weights, and the part of them that its images go through last."""
+    match name:
+        case "pickscore":
+            return PickScore(model, tokenizer), model.visual_projection
+        case "clip-score":
+            return CLIPScore(model, tokenizer), model.visual_projection
+        case "hps-v2.1":
+            return HPS(model, tokenizer, version="v2.1"), model.visual_projection
+        case "aesthetic":
+            scorer = AestheticScore(tower(), random_head())
+            return scorer, scorer.head
+        case _:
+            reward = image_reward()
+            return reward, reward.network.mlp
+
+
+NAMES = ["pickscore", "clip-score", "hps-v2.1", "aesthetic", "image-reward"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, name: str, batch_size: int) -> None:
     """To 2e-6 of a score, with what kernels over other batches round in a sum of 64 products."""
-    make = scorers_of(tiny_clip, tokenizer)[index]
     images = [blotches(30 + 5 * seed, 60 - 7 * seed, seed=seed) for seed in range(5)]
-    whole, parted = (score_images(make(), images, PROMPTS, batch_size=size) for size in (5, batch_size))
+    whole, parted = (
+        score_images(make_scorer(name, tiny_clip, tokenizer)[0], images, PROMPTS, batch_size=size)
+        for size in (5, batch_size)
+    )
     torch.testing.assert_close(parted, whole, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_and_prompts_must_pair_off(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, name: str) -> None:
+    scorer, _ = make_scorer(name, tiny_clip, tokenizer)
+    for num, prompts in ((0, []), (2, ["a"]), (1, ["a", "b"])):
+        for call in (scorer.score, scorer):
+            images = [an_image(40, 40)] * num if call == scorer.score else torch.rand(num, 3, 40, 40)
+            with pytest.raises(ValueError, match=r"no images|one prompt per image|\d images and \d prompts"):
+                call(images, prompts)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_scorer_gives_scores_that_are_no_numbers(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, name: str) -> None:
+    scorer, last = make_scorer(name, copy.deepcopy(tiny_clip), tokenizer)
+    for parameter in last.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=rf"^{scorer.record.name} gave 2 of 2 images no finite score, first image"):
+        scorer.score([an_image(40, 40)] * 2, ["a dot", "a ring"])
 
 
 def test_each_image_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
@@ -163,9 +206,9 @@ def test_each_image_and_prompt_goes_through_its_tower_once(tiny_clip: CLIPModel,
 
     towers = (tiny_clip.vision_model, tiny_clip.text_model)
     hooks = [tower.register_forward_pre_hook(count, with_kwargs=True) for tower in towers]
-    for make in scorers_of(tiny_clip, tokenizer):
+    for name in NAMES[:3]:
         rows.clear()
-        score_images(make(), images, PROMPTS, batch_size=2)
+        score_images(make_scorer(name, tiny_clip, tokenizer)[0], images, PROMPTS, batch_size=2)
         assert rows == {"pixel_values": 5, "input_ids": 4}
     for hook in hooks:
         hook.remove()
@@ -180,9 +223,3 @@ def test_what_cannot_be_scored_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             score_images(Brightness(), images, prompts, batch_size=size)
-
-
-def test_scores_that_are_no_numbers_are_refused_whoever_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Brightness, "score", lambda self, images, prompts: torch.full((len(images),), float("nan")))
-    with pytest.raises(ValueError, match="brightness gave 2 of 2 images no finite score"):
-        score_images(Brightness(), [an_image(4, 4)] * 2, ["a", "b"], batch_size=1)

@@ -106,15 +106,6 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path, content: bytes, 
         read_tensors(path)
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
-    torch.save(torch.ones(2), tmp_path / "tensor.pt")
-    with pytest.raises(ValueError, match="is no dict of tensors by name"):
-        read_tensors(tmp_path / "tensor.pt")
-    torch.save({"model": WEIGHTS}, tmp_path / "wrapped.pt")
-    with pytest.raises(ValueError, match="is no dict of tensors by name"):
-        read_tensors(tmp_path / "wrapped.pt")
-
-
 def test_every_missing_and_unknown_weight_is_named() -> None:
     shapes = {name: value.shape for name, value in WEIGHTS.items()}
     check_weights(WEIGHTS, shapes, what="it")

@@ -61,15 +61,6 @@ def test_few_differences_have_the_exact_p_value() -> None:
     assert sign_flip_p_value(-DIFFERENCES) == expected
 
 
-def test_scipys_permutation_test_agrees() -> None:
-    def mean(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean(x - y, axis=axis)
-
-    given = (DIFFERENCES, np.zeros(8))
-    oracle = stats.permutation_test(given, mean, permutation_type="samples", vectorized=True, n_resamples=np.inf)
-    assert sign_flip_p_value(DIFFERENCES) == pytest.approx(oracle.pvalue, abs=1e-12)
-
-
 def test_many_differences_have_about_students_p_value() -> None:
     values = np.random.default_rng(0).normal(0.12, 1, size=400)
     expected = stats.ttest_1samp(values, 0).pvalue
@@ -89,13 +80,6 @@ def test_no_difference_has_the_p_value_one() -> None:
     assert sign_flip_p_value(np.array([0.3, -0.3])) == 1
 
 
-def test_a_true_null_is_rejected_as_often_as_it_says() -> None:
-    """1000 studies of 30 differences: 5 %, with a standard error of .7 %."""
-    rng = np.random.default_rng(0)
-    found = [sign_flip_p_value(rng.laplace(size=30), seed=study, num_flips=199) for study in range(1000)]
-    assert 0.03 <= np.mean(np.array(found) <= 0.05) <= 0.07
-
-
 def test_rounding_does_not_part_equal_sums() -> None:
     """The least that 7, 3, 4 and 4 tenths give under any signs is 2, which rounding makes .2 or a little less."""
     assert sign_flip_p_value(np.array([0.7, 0.3, 0.0, -0.4, -0.4])) == 1
@@ -113,9 +97,3 @@ def test_an_adjusted_p_value_is_at_most_one() -> None:
     assert holm([0.9, 0.2, 0.8]) == pytest.approx([1.0, 0.6, 1.0])
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
-
-
-def test_holm_keeps_the_chance_of_any_false_rejection() -> None:
-    """Of 4000 families of 6 true nulls about 5 % reject one, where unadjusted 26 % would."""
-    families = np.random.default_rng(0).random((4000, 6))
-    assert 0.04 <= np.mean([min(holm(family.tolist())) <= 0.05 for family in families]) <= 0.06
