@@ -24,7 +24,8 @@ from stepalign.core.batch import StepCandidates
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.runs.assemble import Parts, assemble
 from stepalign.runs.recipes import Recipe, load_recipe
-from stepalign.sources.rollout import Continuation, Pool, rollout
+from stepalign.sources.rollout import Pool, rollout
+from stepalign.sources.settings import Continuation
 from stepalign.support.environment import device_name, versions
 from stepalign.support.statistics import mean_interval
 

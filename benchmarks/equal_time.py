@@ -33,8 +33,8 @@ AHEAD = {"num_inner_steps": [4, 1], "inner_step_bounds": [400], "inner_steps": "
 VARIANTS: dict[str, dict[str, Any]] = {
     "one step": {},
     "four steps ahead above 400": {"branching": AHEAD},
-    "the same, going on at the next step": {"branching": AHEAD | {"go_on_at": "next-step"}},
-    "exact gradient": {"training": {"signal": "clean-gradient"}},
+    "the same, going on at the next step": {"branching": AHEAD | {"resume_at": "next-step"}},
+    "exact gradient": {"source": {"kind": "clean-gradient"}},
 }
 
 
@@ -82,7 +82,7 @@ def train(parts: Parts, seconds: float) -> dict[str, Any]:
 
 def evaluate(parts: Parts) -> dict[str, Tensor]:
     """Every metric's gain, aligned less base, by held-out prompt."""
-    base, aligned = (measure(parts, role) for role in ("reference", parts.recipe.export))
+    base, aligned = (measure(parts, role) for role in ("reference", parts.recipe.exported_role))
     return {name: aligned.scores[name].double() - base.scores[name].double() for name in base.scores}
 
 

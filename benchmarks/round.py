@@ -31,12 +31,14 @@ from stepalign import miniature
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.protocols import Decode, Metrics, Objective, Policy, Sampler
 from stepalign.core.sampler import DDIM, NoiseSchedule
+from stepalign.judges.counted import CountedJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.judges.spm_files import vit_h_config
 from stepalign.miniature.base import make_scheduler
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
-from stepalign.runs.assemble import assemble
+from stepalign.runs.assemble import assemble, make_trainer
 from stepalign.runs.recipes import RECIPES, Recipe
+from stepalign.sources.prompt_order import PromptStream
 from stepalign.support.environment import device_name, versions
 from stepalign.training.trainer import Trainer
 
@@ -127,7 +129,7 @@ def measure(size: str, num_prompts: int | None) -> dict[str, Any]:
     trainer = (
         miniature_trainer(recipe, clock) if size == "miniature" else full_size_trainer(size, recipe, clock, device)
     )
-    trainer.updater.objective = TimedObjective(trainer.updater.objective, clock)
+    trainer.objective = TimedObjective(trainer.objective, clock)
     trainer.round()
     clock.seconds.clear()
     calls = Counter(trainer.calls)
@@ -157,16 +159,17 @@ def measure(size: str, num_prompts: int | None) -> dict[str, Any]:
 def miniature_trainer(recipe: Recipe, clock: Clock) -> Trainer:
     """The recipe's own, with a clock on its parts."""
     parts = assemble(recipe)
-    assert isinstance(parts.judge, StepAwareJudge)
-    return clocked(parts.trainer, parts.policy, parts.judge, clock)
+    assert isinstance(parts.judge, CountedJudge)
+    return clocked(parts.trainer, parts.judge, clock)
 
 
-def clocked(trainer: Trainer, policy: LoraPolicy, judge: StepAwareJudge, clock: Clock) -> Trainer:
-    """A trainer whose network, judge and decoding tell the clock; in the objective the network's time is its own."""
-    judge.decode = clock.timed("decode", judge.decode)
-    denoiser = policy.denoiser
-    policy.denoiser = lambda role: clock.timed("predict", denoiser(role))  # type: ignore[method-assign]
-    trainer.judge = TimedJudge(judge, clock)
+def clocked(trainer: Trainer, judge: CountedJudge, clock: Clock) -> Trainer:
+    """A trainer whose network, judge and decoding are timed; in the objective the network's time is its own."""
+    judge.judge.decode = clock.timed("decode", judge.judge.decode)
+    judge.judge = TimedJudge(judge.judge, clock)
+    sampling = trainer.source.sampling
+    sampling = replace(sampling, denoise=clock.timed("predict", sampling.denoise))
+    trainer.source = replace(trainer.source, sampling=sampling)
     return trainer
 
 
@@ -175,10 +178,6 @@ class TimedJudge:
 
     def __init__(self, judge: StepAwareJudge, clock: Clock) -> None:
         self.judge, self.clock = judge, clock
-
-    @property
-    def num_images(self) -> int:
-        return self.judge.num_images
 
     def __call__(self, x_t: Tensor, x_0: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         with self.clock.phase("judge"):
@@ -202,20 +201,17 @@ def full_size_trainer(size: str, recipe: Recipe, clock: Clock, device: torch.dev
     alphas = make_scheduler().alphas_cumprod.double()
     sampler = DDIM(NoiseSchedule(alphas, float(alphas[0]), "epsilon", tuple(range(951, 0, -50))))
     judge = StepAwareJudge(spm, CLIPTokenizer.from_pretrained(miniature.PICKSCORE), decoder(vae, half))
-    trainer = Trainer(
+    counted = CountedJudge(judge)
+    trainer = make_trainer(
+        replace(recipe, source=replace(recipe.source, min_gap=0.0)),
         policy,
         sampler,
-        judge,
-        recipe.objective,
+        counted,
         encode=lambda prompts: conditioning(size, len(prompts)).map(lambda value: value.to(device)),
-        prompts=[f"an image, number {index}" for index in range(64)],
+        stream=PromptStream([f"an image, number {index}" for index in range(64)], seed=0),
         latent_shape=(4, latent, latent),
-        branching=recipe.branching,
-        config=replace(recipe.training, min_gap=0.0),
-        seed=0,
-        loss_scaling=half == torch.float16,
     )
-    return clocked(trainer, policy, judge, clock)
+    return clocked(trainer, counted, clock)
 
 
 def conditioning(size: str, num: int) -> Conditioning:

@@ -9,7 +9,8 @@ from worlds import LATENT_SHAPE, BrightnessJudge, ShiftPolicy, encode, make_samp
 from stepalign.core.batch import Conditioning, StepCandidates
 from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.sources.rollout import Branching, Pool, rollout
+from stepalign.sources.rollout import Pool, rollout
+from stepalign.sources.settings import Branching
 
 PARENTS = list(range(751, 0, -50))
 """Where Stable Diffusion's 20 steps can branch."""
@@ -102,4 +103,4 @@ def clean(x_t: Tensor, t: int) -> Tensor:
 
 
 def survivors(pool: Pool, branches: Tensor) -> Tensor:
-    return branches[torch.arange(len(branches)), pool.followed]
+    return branches[torch.arange(len(branches)), pool.continued_from]

@@ -21,13 +21,15 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
-from stepalign.core.protocols import Metrics, Objective
+from stepalign.core.protocols import Metrics
 from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
 from stepalign.models.base import BaseModel
 from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
+from stepalign.objectives.settings import Stepwise
+from stepalign.objectives.stepwise import stepwise_loss
 
 torch.set_num_threads(1)
 # Whoever runs the tests in the background ignores signals (`nohup`, a shell's `&`), which these processes inherit.
@@ -182,9 +184,9 @@ def toy_predictions(b: int = len(GRID), *, distance: float = 0.1) -> dict[str, T
     return {"policy": policy.clone().requires_grad_(), "reference": reference, "ema": average}
 
 
-def evaluate(objective: Objective, sampler: DDIM, batch: StepComparisons, **roles: Tensor) -> tuple[Tensor, Metrics]:
+def evaluate(objective: Stepwise, sampler: DDIM, batch: StepComparisons, **roles: Tensor) -> tuple[Tensor, Metrics]:
     """An objective's losses and metrics under chosen predictions."""
-    return objective(ToyPolicy(**roles), sampler, batch)
+    return stepwise_loss(objective, ToyPolicy(**roles), sampler, batch)
 
 
 @pytest.fixture(scope="session")

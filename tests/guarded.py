@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from worlds import BrightnessJudge, make_trainer
 
+from stepalign.judges.counted import CountedJudge
 from stepalign.miniature.world import split_captions
 from stepalign.models.base import BaseModel
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
@@ -76,17 +77,18 @@ def parts_of(model: BaseModel, recipe: Recipe, *, wrap: Any = None, **training: 
     `training` changes the trainer's settings; `wrap` makes another objective of the default one.
     """
     guided = GuidedNetwork(Mixing(), negative=model.negative(), guidance_scale=2.0)
-    policy, judge = LoraPolicy(guided, rank=2, seed=0), BrightnessJudge(100.0)
+    policy, judge = LoraPolicy(guided, rank=2, seed=0), CountedJudge(BrightnessJudge(100.0))
     given: dict[str, Any] = {"encode": model.encode, "latent_shape": model.latent_shape, "num_steps": 2}
     given |= {"prompts_per_round": 1, "comparisons_per_update": 1}
     trainer = make_trainer(policy=policy, judge=judge, **(given | training))
     if wrap is not None:
-        trainer.updater.objective = wrap(trainer)
+        trainer.objective = wrap(trainer)
     oracles = {"aesthetic": lambda x, _: x.std((1, 2, 3)), "alignment": lambda x, _: -x.std((1, 2, 3))}
     held_out = split_captions()[1][:NUM_PROMPTS]
     first = held_out[: recipe.guard.num_prompts]
     watched = GuardPrompts(first, first, evaluated=True)
-    return Parts(recipe, model, policy, trainer.sampler, judge, trainer, held_out, oracles, {}, {}, {}, watched)
+    stream = trainer.source.sampling.stream
+    return Parts(recipe, model, policy, trainer.sampler, judge, stream, trainer, held_out, oracles, {}, {}, {}, watched)
 
 
 def scripted(parts: Parts, role: Any, **given: Any) -> Generated:

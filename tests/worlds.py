@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.choices import Role
+from stepalign.core.choices import Pairing, Role
 from stepalign.core.protocols import Denoiser, Metrics
 from stepalign.core.sampler import DDIM, NoiseSchedule
-from stepalign.objectives.stepwise import Stepwise
-from stepalign.sources.rollout import Branching
+from stepalign.judges.counted import CountedJudge
+from stepalign.objectives.load import load_objective
+from stepalign.objectives.settings import Stepwise
+from stepalign.objectives.stepwise import stepwise_loss
+from stepalign.sources.by_prompt import PromptSampling
+from stepalign.sources.load import load_source
+from stepalign.sources.prompt_order import PromptStream
+from stepalign.sources.settings import Branching, Candidates, Sources
 from stepalign.training.settings import Training
 from stepalign.training.trainer import Trainer
+from stepalign.training.updater import Updater
 
 LATENT_SHAPE = (2, 2, 2)
 SPREAD = 0.5
@@ -28,7 +35,6 @@ SMALL = Training(
     sample_batch=3,
     comparisons_per_update=7,
     train_batch=3,
-    min_gap=0.0,
     learning_rate=0.01,
 )
 
@@ -83,11 +89,9 @@ class BrightnessJudge:
 
     def __init__(self, scale: float = 10.0) -> None:
         self.scale = scale
-        self.num_images = 0
         self.seen: list[tuple[int, str]] = []
 
     def __call__(self, x_t: Tensor, x_0: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        self.num_images += len(x_0)
         self.seen.extend(zip(t.tolist(), prompts, strict=True))
         return self.scale * x_0.mean((1, 2, 3))
 
@@ -97,6 +101,9 @@ def make_trainer(
     policy: object = None,
     judge: object = None,
     objective: object = None,
+    source: Sources | None = None,
+    pairing: Pairing = "best-worst",
+    min_gap: float = 0.0,
     branching: Branching | None = None,
     prompts: list[str] = PROMPTS,
     num_steps: int = 20,
@@ -107,19 +114,31 @@ def make_trainer(
     loss_scaling: bool = False,
     **training: object,
 ) -> Trainer:
-    """A trainer in this world unless other parts are given; `training` changes fields of SMALL."""
-    return Trainer(
-        policy or ShiftPolicy(),
-        sampler or make_sampler(num_steps),
-        judge or BrightnessJudge(),
-        objective or Stepwise(),
-        encode=encode,
-        prompts=prompts,
-        latent_shape=latent_shape,
-        branching=branching or Branching(num_candidates=2),
-        config=replace(SMALL, **training),
+    """A trainer in this world unless other parts are given; `training` changes fields of SMALL.
+
+    The objective is settings or a loss.
+    """
+    policy, sampler, config = policy or ShiftPolicy(), sampler or make_sampler(num_steps), replace(SMALL, **training)
+    sampling = PromptSampling(
+        policy.denoiser(config.rollout_role),
+        sampler,
+        encode,
+        PromptStream(prompts, seed=seed),
+        latent_shape,
+        prompts_per_round=config.prompts_per_round,
+        sample_batch=config.sample_batch,
         seed=seed,
-        loss_scaling=loss_scaling,
+        device=torch.device("cpu"),
+    )
+    judge, objective = judge or BrightnessJudge(), objective or Stepwise()
+    judge = judge if isinstance(judge, CountedJudge) else CountedJudge(judge)
+    source = source or Candidates(pairing=pairing, min_gap=min_gap)
+    return Trainer(
+        load_source(source, branching or Branching(num_candidates=2), sampling, judge),
+        load_objective(objective) if isinstance(objective, Stepwise) else objective,
+        Updater(policy, config=config, seed=seed, loss_scaling=loss_scaling),
+        sampler=sampler,
+        counters=[judge.calls],
     )
 
 
@@ -151,7 +170,7 @@ class PairRecorder:
     def __call__(self, policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
         noise = batch.noise.flatten(1).tolist()
         self.updates[-1].extend((t, *row) for t, row in zip(batch.t.tolist(), noise, strict=True))
-        return Stepwise()(policy, sampler, batch)
+        return stepwise_loss(Stepwise(), policy, sampler, batch)
 
 
 def shared_rounds() -> dict[str, Any]:

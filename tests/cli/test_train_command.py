@@ -37,7 +37,7 @@ SETTINGS = {
     "--training.num_rounds": "3",
     "--training.prompts_per_round": "2",
     "--training.comparisons_per_update": "3",
-    "--training.min_gap": "0",
+    "--source.min_gap": "0",
     "--training.learning_rate": "1e-3",
 }
 Flags = dict[str, str]

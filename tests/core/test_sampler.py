@@ -11,7 +11,8 @@ from torch.distributions import Normal
 from stepalign.core.protocols import Sampler, Transition
 from stepalign.core.sampler import DDIM, GaussianStep
 from stepalign.miniature.base import make_scheduler
-from stepalign.objectives.stepwise import SPO, target_weight
+from stepalign.objectives.settings import SPO
+from stepalign.objectives.stepwise import guidance_step, target_weight
 
 PREDICTION_TYPES = ["epsilon", "v_prediction", "sample"]
 SHAPE = (3, 4, 4)
@@ -41,7 +42,7 @@ def test_sigma_a_and_b_are_those_of_the_table(sampler: DDIM, t: int, sigma: str,
     at = torch.tensor([t])
     assert rounds_to(sampler.sigma(at).item(), sigma)
     assert rounds_to(target_weight("spo", sampler, at).item(), a)
-    assert rounds_to((SPO.guidance_step(sampler, at) / (1 - sampler.alpha_bar(at)).sqrt()).item(), b)
+    assert rounds_to((guidance_step(SPO, sampler, at) / (1 - sampler.alpha_bar(at)).sqrt()).item(), b)
 
 
 def test_a_and_b_equal_their_closed_forms(sampler: DDIM) -> None:
@@ -56,7 +57,7 @@ def test_a_and_b_equal_their_closed_forms(sampler: DDIM) -> None:
     a = (1 - alpha) / (2 * alpha * (1 - abar_p))
     b = (alpha * (1 - abar_p) / ((1 - alpha) * (1 - abar))).sqrt()
     torch.testing.assert_close(target_weight("spo", sampler, t), a, rtol=1e-9, atol=0)
-    torch.testing.assert_close(SPO.guidance_step(sampler, t) / (1 - abar).sqrt(), b, rtol=1e-9, atol=0)
+    torch.testing.assert_close(guidance_step(SPO, sampler, t) / (1 - abar).sqrt(), b, rtol=1e-9, atol=0)
 
 
 def test_the_grid_falls_by_fifty_from_951_to_1(sampler: DDIM) -> None:

@@ -26,8 +26,10 @@ from torch import Tensor
 from worlds import LATENT_SHAPE, BrightnessJudge, assert_same, encode, make_sampler
 
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise
-from stepalign.sources.rollout import Branching, sample
+from stepalign.sources.branching import applies_at
+from stepalign.sources.settings import Branching
 
 # Windows of one step
 
@@ -42,7 +44,7 @@ def single_steps(
         now = torch.full((B,), t)
         prediction = denoise(x_t, now, cond) if prediction is None else prediction
         transition = sampler.transition(prediction, x_t, now)
-        if not branching.applies_at(t, sampler):
+        if not applies_at(branching, t, sampler):
             x_t, prediction = transition.sample(noise.normal(1, *shape))[:, 0], None
             continue
         draws = noise.normal(K, *shape)
@@ -61,24 +63,24 @@ def single_steps(
 
 @pytest.mark.parametrize("continue_from", ["random", "best"])
 @pytest.mark.parametrize("timestep_range", [(0, 750), (200, 500)])
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
 @pytest.mark.parametrize("inner_steps", ["path", "look-ahead"])
 def test_windows_of_one_step_are_spo_bit_by_bit(
-    inner_steps: str, go_on_at: str, timestep_range: tuple[int, int], continue_from: str
+    inner_steps: str, resume_at: str, timestep_range: tuple[int, int], continue_from: str
 ) -> None:
     branching = {"timestep_range": timestep_range, "continue_from": continue_from}
     (denoise, expected_denoise), (judge, expected_judge) = (
         [kind(), kind()] for kind in (CountingDenoiser, BrightnessJudge)
     )
     noise, expected_noise = noise_of(0, 1), noise_of(0, 1)
-    kinds = {"inner_steps": inner_steps, "go_on_at": go_on_at, "num_inner_steps": (1,)}
+    kinds = {"inner_steps": inner_steps, "resume_at": resume_at, "num_inner_steps": (1,)}
     pools, end = roll(denoise=denoise, judge=judge, noise=noise, **kinds, **branching)
     whole = Branching(num_candidates=K, **branching)
     expected, expected_end = single_steps(expected_denoise, make_sampler(), expected_judge, expected_noise, whole)
     for pool, single in zip(pools, expected, strict=True):
         (step,) = pool.transitions
         given = {name: getattr(step, name) for name in ("t", "x_t", "prediction", "noise", "scores")}
-        assert_same({**given, "t_prev": pool.t_prev, "x_0": pool.x_0, "followed": pool.followed}, single)
+        assert_same({**given, "t_prev": pool.t_prev, "x_0": pool.x_0, "followed": pool.continued_from}, single)
         assert_same(step.cond.tokens, encode(PROMPTS[:B]).tokens)
     assert_same(end, expected_end)
     assert (denoise.calls, judge.seen) == (expected_denoise.calls, expected_judge.seen)
@@ -202,7 +204,7 @@ def test_every_step_draws_k_noises_of_each_prompts_own_and_every_window_one_choi
     for pool in pools:
         for step in pool.transitions:
             assert_same(step.noise, noise.normal(K, *LATENT_SHAPE))
-        assert_same(pool.followed, noise.choice(K))
+        assert_same(pool.continued_from, noise.choice(K))
 
 
 @pytest.mark.parametrize("j", JUDGED_AT)
@@ -226,7 +228,7 @@ def test_the_trajectory_goes_on_from_the_end_of_the_followed_branch(j: int, rule
     assert_same(end, survivors(pools[-1], landed(pools[-1].transitions[-1])))
     chosen = {"best": Tensor.argmax, "worst": Tensor.argmin}
     if rule in chosen:
-        assert all(torch.equal(pool.followed, chosen[rule](pool.candidates.scores, 1)) for pool in pools)
+        assert all(torch.equal(pool.continued_from, chosen[rule](pool.candidates.scores, 1)) for pool in pools)
 
 
 @pytest.mark.parametrize("j", JUDGED_AT)
@@ -235,7 +237,7 @@ def test_a_prompt_costs_5_plain_predictions_and_15_k_whatever_the_windows_length
     denoise, judge = CountingDenoiser(), BrightnessJudge()
     roll(denoise=denoise, judge=judge, num_inner_steps=(j,))
     assert denoise.calls == [(t, B) for t in range(951, 750, -50)] + [(t, B * K) for t in range(701, 0, -50)]
-    assert judge.num_images == B * K * len(JUDGED_AT[j])
+    assert len(judge.seen) == B * K * len(JUDGED_AT[j])
 
 
 # Company
@@ -249,7 +251,7 @@ def test_a_prompts_windows_do_not_depend_on_its_company(inner_steps: str) -> Non
     together, end = roll(rows=(0, 1, 2, 3), **branching)
     alone, alone_end = roll(rows=(2,), **branching)
     for full, single in zip(together, alone, strict=True):
-        assert_same(full.followed[2:3], single.followed)
+        assert_same(full.continued_from[2:3], single.continued_from)
         torch.testing.assert_close(full.x_0[2:3], single.x_0, **near)
         for step, own in zip(full.transitions, single.transitions, strict=True):
             for name in ("t", "noise"):

@@ -10,7 +10,7 @@ import torch
 from conftest import comparisons, evaluate, stable_diffusion_schedule, toy_predictions
 
 from stepalign.core.sampler import DDIM, NoiseSchedule
-from stepalign.objectives.stepwise import SPO, Stepwise
+from stepalign.objectives.settings import SPO, Stepwise
 
 T = torch.tensor([999, 999, 501])
 

@@ -14,6 +14,7 @@ from transformers import CLIPModel
 
 from stepalign import miniature
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.miniature import oracles, world
@@ -23,7 +24,6 @@ from stepalign.models.clip import preprocess
 from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork
 from stepalign.scorers.pickscore import PickScore
-from stepalign.sources.rollout import sample
 
 CAPTIONS = [text for part in world.split_captions() for text in part]
 

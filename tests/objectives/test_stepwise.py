@@ -13,7 +13,8 @@ from torch.distributions import Normal
 
 from stepalign.core.batch import StepComparisons
 from stepalign.core.sampler import DDIM
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise, clamp_log_ratio, target_weight
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
+from stepalign.objectives.stepwise import clamp_log_ratio, guidance_step, kappa, target_weight
 
 WEIGHTINGS = ["spo", "gradspo", "min-snr", "p2"]
 REGIONS = ["clamp", "rms", None]
@@ -32,22 +33,22 @@ def close(left: Tensor, right: Tensor) -> None:
     torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("t", "kappa"), [(751, ".72"), (501, ".626"), (451, ".62"), (101, "1.14"), (51, "5.43")])
-def test_kappa_of_spo_is_that_of_the_table(sampler: DDIM, t: int, kappa: str) -> None:
-    assert rounds_to(SPO.kappa(sampler, torch.tensor([t])).item(), kappa)
+@pytest.mark.parametrize(("t", "expected"), [(751, ".72"), (501, ".626"), (451, ".62"), (101, "1.14"), (51, "5.43")])
+def test_kappa_of_spo_is_that_of_the_table(sampler: DDIM, t: int, expected: str) -> None:
+    assert rounds_to(kappa(SPO, sampler, torch.tensor([t])).item(), expected)
 
 
 def test_kappa_of_spo_is_the_root_of_twice_a(sampler: DDIM) -> None:
-    close(SPO.kappa(sampler, GRID), (2 * target_weight("spo", sampler, GRID)).sqrt())
+    close(kappa(SPO, sampler, GRID), (2 * target_weight("spo", sampler, GRID)).sqrt())
 
 
-@pytest.mark.parametrize(("t", "kappa"), [(751, ".97"), (501, ".85"), (1, ".04")])
-def test_kappa_of_gradspo_falls_from_one_to_nothing(sampler: DDIM, t: int, kappa: str) -> None:
-    assert rounds_to(GRADSPO.kappa(sampler, torch.tensor([t])).item(), kappa)
+@pytest.mark.parametrize(("t", "expected"), [(751, ".97"), (501, ".85"), (1, ".04")])
+def test_kappa_of_gradspo_falls_from_one_to_nothing(sampler: DDIM, t: int, expected: str) -> None:
+    assert rounds_to(kappa(GRADSPO, sampler, torch.tensor([t])).item(), expected)
 
 
 def test_kappa_of_gradspo_is_proportional_to_gamma(sampler: DDIM) -> None:
-    close(replace(GRADSPO, gamma=1.5).kappa(sampler, GRID), 3 * GRADSPO.kappa(sampler, GRID))
+    close(kappa(replace(GRADSPO, gamma=1.5), sampler, GRID), 3 * kappa(GRADSPO, sampler, GRID))
 
 
 @pytest.mark.parametrize(("t", "snr", "min_snr", "p2"), [(501, 0.379, 1.0, 0.725), (51, 19.22, 0.2601, 0.04946)])
@@ -63,7 +64,8 @@ def test_min_snr_and_p2_weights_by_hand(sampler: DDIM, t: int, snr: float, min_s
 @pytest.mark.parametrize("weighting", ["min-snr", "p2"])
 def test_kappa_of_a_weighted_gradspo_is_gradspos_times_the_weight(sampler: DDIM, weighting: str) -> None:
     weighted = replace(GRADSPO, weighting=weighting)
-    close(weighted.kappa(sampler, GRID), target_weight(weighting, sampler, GRID) * (1 - sampler.alpha_bar(GRID)).sqrt())
+    noise = (1 - sampler.alpha_bar(GRID)).sqrt()
+    close(kappa(weighted, sampler, GRID), target_weight(weighting, sampler, GRID) * noise)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -72,9 +74,8 @@ def test_kappa_of_a_weighted_gradspo_is_gradspos_times_the_weight(sampler: DDIM,
 def test_before_training_the_loss_is_log_two(sampler: DDIM, weighting: str, region: str | None, noise: str) -> None:
     same = normal(len(GRID), *LATENT, seed=4)
     batch = comparisons(prediction=same)
-    losses, _ = evaluate(
-        Stepwise(weighting, trust_region=region, noise=noise), sampler, batch, policy=same, reference=same, ema=same
-    )
+    objective = Stepwise(weighting=weighting, trust_region=region, noise=noise)
+    losses, _ = evaluate(objective, sampler, batch, policy=same, reference=same, ema=same)
     close(losses, torch.full_like(losses, math.log(2)))
 
 
@@ -87,9 +88,8 @@ def test_the_hand_worked_loss_is_softplus_of_one_and_a_half(sampler: DDIM) -> No
     gamma = 0.25 / (1 - sampler.alpha_bar(t)).sqrt().item()
     batch = comparisons(t, noise=torch.tensor([1.0, -0.5]).double().view(1, 2, 1, 1, 1))
     reference = torch.full((1, 1, 1, 1), 0.3).double()
-    losses, metrics = evaluate(
-        Stepwise("gradspo", gamma=gamma, trust_region=None), sampler, batch, policy=reference + 0.2, reference=reference
-    )
+    objective = Stepwise(weighting="gradspo", gamma=gamma, trust_region=None)
+    losses, metrics = evaluate(objective, sampler, batch, policy=reference + 0.2, reference=reference)
     assert losses.item() == pytest.approx(1.701, abs=5e-4)
     assert metrics["margin"].item() == pytest.approx(-1.5, abs=1e-12)
 
@@ -110,12 +110,12 @@ def closed_form(weighting: str, sampler: DDIM, t: Tensor, gamma: float) -> Tenso
 def test_unclipped_every_member_is_one_softplus_in_loss_and_gradient(sampler: DDIM, weighting: str, noise: str) -> None:
     """softplus(beta kappa mean[delta (z⁺ - z⁻)]), to 1e-12 in loss and gradient with respect to the prediction."""
     roles, batch = toy_predictions(), comparisons()
-    objective = Stepwise(weighting, beta=7.0, gamma=0.4, trust_region=None, noise=noise)
+    objective = Stepwise(weighting=weighting, beta=7.0, gamma=0.4, trust_region=None, noise=noise)
     losses, _ = evaluate(objective, sampler, batch, **roles)
 
-    kappa = closed_form(weighting, sampler, GRID, 0.4)
+    factor = closed_form(weighting, sampler, GRID, 0.4)
     product = (roles["policy"] - roles["reference"]) * (batch.noise[:, 0] - batch.noise[:, 1])
-    expected = torch.nn.functional.softplus(7.0 * kappa * entry_mean(product))
+    expected = torch.nn.functional.softplus(7.0 * factor * entry_mean(product))
 
     torch.testing.assert_close(losses, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(
@@ -129,7 +129,7 @@ def log_ratios(objective: Stepwise, sampler: DDIM, batch: StepComparisons, roles
     if objective.noise == "max-min":
         half = (z[:, 0] - z[:, 1]) / 2
         z = torch.stack([half, -half], 1)
-    target = base[:, None] - objective.guidance_step(sampler, batch.t)[:, None, None, None, None] * z
+    target = base[:, None] - guidance_step(objective, sampler, batch.t)[:, None, None, None, None] * z
     distance = (roles["policy"][:, None] - target) ** 2 - (roles["reference"][:, None] - target) ** 2
     return -target_weight(objective.weighting, sampler, batch.t)[:, None] * entry_mean(distance)
 
@@ -140,7 +140,7 @@ def log_ratios(objective: Stepwise, sampler: DDIM, batch: StepComparisons, roles
 def test_without_a_clip_the_targets_base_cancels(sampler: DDIM, weighting: str, noise: str, seed: int) -> None:
     """Whatever base the squared distances are taken from, loss and gradient are the objective's."""
     roles, batch = toy_predictions(), comparisons()
-    objective = Stepwise(weighting, trust_region=None, noise=noise)
+    objective = Stepwise(weighting=weighting, trust_region=None, noise=noise)
     losses, _ = evaluate(objective, sampler, batch, **roles)
     ratios = log_ratios(objective, sampler, batch, roles, 2 * normal(len(GRID), *LATENT, seed=seed))
     full = -torch.nn.functional.logsigmoid(objective.beta * (ratios[:, 0] - ratios[:, 1]))
@@ -152,7 +152,7 @@ def test_without_a_clip_the_targets_base_cancels(sampler: DDIM, weighting: str, 
 @pytest.mark.parametrize("region", ["rms", None])
 def test_without_a_clip_max_min_equals_separate_noise(sampler: DDIM, weighting: str, region: str | None) -> None:
     roles, batch = toy_predictions(), comparisons()
-    objective = Stepwise(weighting, trust_region=region)
+    objective = Stepwise(weighting=weighting, trust_region=region)
     losses, _ = evaluate(replace(objective, noise="max-min"), sampler, batch, **roles)
     separate, _ = evaluate(replace(objective, noise="separate"), sampler, batch, **roles)
     close(losses, separate)
@@ -198,7 +198,7 @@ def test_clamped_spo_clamps_the_ratio_of_transition_densities(sampler: DDIM) -> 
 def test_the_clamped_loss_is_that_of_the_clamped_full_form(sampler: DDIM, weighting: str, noise: str) -> None:
     """From the average's prediction, or for SPO from the one sampled with; loss and gradient."""
     roles, batch = toy_predictions(distance=0.3), comparisons()
-    objective = Stepwise(weighting, trust_region="clamp", noise=noise)
+    objective = Stepwise(weighting=weighting, trust_region="clamp", noise=noise)
     losses, _ = evaluate(objective, sampler, batch, **roles)
     base = batch.prediction[:, 0] if weighting == "spo" else roles["ema"]
     full = log_ratios(objective, sampler, batch, roles, base)

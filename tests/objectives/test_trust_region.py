@@ -22,13 +22,13 @@ from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
-from stepalign.core.protocols import Objective
 from stepalign.core.sampler import DDIM
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise, target_weight
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
+from stepalign.objectives.stepwise import stepwise_loss, target_weight
 
 WEIGHTINGS = ["spo", "gradspo", "min-snr", "p2"]
 REGIONS = ["clamp", "rms", None]
-FAMILY = [Stepwise(weighting, trust_region=region) for weighting in WEIGHTINGS for region in REGIONS]
+FAMILY = [Stepwise(weighting=weighting, trust_region=region) for weighting in WEIGHTINGS for region in REGIONS]
 
 
 def name_of(objective: Stepwise) -> str:
@@ -63,7 +63,7 @@ def gradient_at(objective: Stepwise, sampler: DDIM, rms: Tensor) -> tuple[Tensor
 @pytest.mark.parametrize("noise", ["max-min", "separate"])
 def test_the_clamp_lets_go_where_rms_delta_passes_its_radius(sampler: DDIM, weighting: str, noise: str) -> None:
     """a_t rms² = ln 1.1 at rms = sqrt(ln 1.1 / a_t): no gradient at all 1 % beyond it, some 1 % within."""
-    objective = Stepwise(weighting, trust_region="clamp", noise=noise)
+    objective = Stepwise(weighting=weighting, trust_region="clamp", noise=noise)
     radius = (math.log(1.1) / target_weight(weighting, sampler, GRID)).sqrt()
     beyond, outside = gradient_at(objective, sampler, 1.01 * radius)
     within, inside = gradient_at(objective, sampler, 0.99 * radius)
@@ -130,7 +130,7 @@ def test_the_radius_of_rms_is_its_own(sampler: DDIM) -> None:
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_without_a_region_no_distance_blocks(sampler: DDIM, weighting: str) -> None:
-    pull, _ = gradient_at(Stepwise(weighting, trust_region=None), sampler, torch.full((20,), 5.0))
+    pull, _ = gradient_at(Stepwise(weighting=weighting, trust_region=None), sampler, torch.full((20,), 5.0))
     assert (pull > 0).all()
 
 
@@ -138,7 +138,7 @@ def test_each_parent_is_predicted_once_per_role_and_by_the_average_for_gradspos_
     sampler: DDIM, objective: Stepwise
 ) -> None:
     policy = ToyPolicy(**toy_predictions())
-    objective(policy, sampler, comparisons())
+    stepwise_loss(objective, policy, sampler, comparisons())
     expected = {"policy": 20, "reference": 20}
     if objective.trust_region == "clamp" and objective.weighting != "spo":
         expected["ema"] = 20
@@ -158,7 +158,7 @@ class ScaledPolicy:
 
 def test_gradients_reach_the_policy_alone(sampler: DDIM, objective: Stepwise) -> None:
     policy = ScaledPolicy(**{role: value.detach() for role, value in toy_predictions(distance=0.01).items()})
-    losses, _ = objective(policy, sampler, comparisons(prediction=policy.predictions["ema"]))
+    losses, _ = stepwise_loss(objective, policy, sampler, comparisons(prediction=policy.predictions["ema"]))
     losses.sum().backward()
     assert policy.numbers["policy"].grad != 0
     assert policy.numbers["reference"].grad is None
@@ -181,6 +181,9 @@ def test_metrics_are_detached_and_have_one_value_per_comparison(sampler: DDIM, o
     losses, metrics = evaluate(objective, sampler, comparisons(), **toy_predictions())
     assert losses.shape == (20,)
     assert losses.requires_grad
+    by_timestep = metrics.pop("rms_delta_by_timestep")
+    assert torch.equal(by_timestep.values, metrics["rms_delta"])
+    assert torch.equal(by_timestep.by, GRID)
     assert set(metrics) == {"margin", "accuracy", "rms_delta", "outside"}
     assert all(value.shape == (20,) and not value.requires_grad for value in metrics.values())
 
@@ -224,13 +227,9 @@ def test_the_kind_of_prediction_does_not_change_the_loss(
 def test_named_and_default_settings_are_those_of_the_specification() -> None:
     """method.md sections 3 and 5: beta 10, gamma .5, clip .1; recipes named after papers clamp, else rms with .309."""
     common = {"beta": 10.0, "gamma": 0.5, "clip": 0.1, "radius": 0.309}
-    assert Stepwise("spo", trust_region="clamp", noise="separate", **common) == SPO
-    assert Stepwise("gradspo", trust_region="clamp", noise="max-min", **common) == GRADSPO
-    assert Stepwise() == Stepwise("gradspo", trust_region="rms", noise="max-min", **common)
-
-
-def test_a_stepwise_loss_is_an_objective(objective: Stepwise) -> None:
-    assert isinstance(objective, Objective)
+    assert Stepwise(weighting="spo", trust_region="clamp", noise="separate", **common) == SPO
+    assert Stepwise(weighting="gradspo", trust_region="clamp", noise="max-min", **common) == GRADSPO
+    assert Stepwise() == Stepwise(weighting="gradspo", trust_region="rms", noise="max-min", **common)
 
 
 @pytest.mark.parametrize(

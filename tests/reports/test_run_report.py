@@ -15,6 +15,7 @@ from pages import Page, assert_self_contained, decoded, levels, some_images
 
 from stepalign.reports import run as report
 from stepalign.reports.page import LEFT, RIGHT, WIDTH, Panel
+from stepalign.sources.settings import Candidates, CleanGradient, Sources
 
 NAN = float("nan")
 
@@ -51,6 +52,7 @@ def page(tmp_path: Path):
     def write(**given: Any) -> Page:
         path = tmp_path / "report.html"
         empty = {"title": "A run", "recipe": "", "rounds": [], "examples": [], "prompt": "", "trajectory": []}
+        empty["source"] = Candidates()
         report.write_report(path, **{**empty, "summary": SUMMARY, **given})
         return Page(path.read_text(encoding="utf-8"))
 
@@ -213,15 +215,15 @@ def test_candidates_carry_their_marks(page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("source", "words"),
     [
-        ({"pairing": "all-k"}, "Trained on: all candidates, weighted by their scores."),
-        ({"pairing": "two-random"}, "Trained on: two random candidates."),
-        ({"signal": "clean-gradient"}, "Not trained on: this run learns from the judge's gradient."),
+        (Candidates(pairing="all-k"), "Trained on: all candidates, weighted by their scores."),
+        (Candidates(pairing="two-random"), "Trained on: two random candidates."),
+        (CleanGradient(), "Not trained on: this run learns from the judge's gradient."),
     ],
 )
-def test_a_step_says_what_the_run_trained_on(page, given: dict[str, str], words: str) -> None:
-    text = page(trajectory=[step()], **given).text.replace("’", "'")
+def test_a_step_says_what_the_run_trained_on(page, source: Sources, words: str) -> None:
+    text = page(trajectory=[step()], source=source).text.replace("’", "'")
     assert words in text
     assert "best against worst" not in text
 

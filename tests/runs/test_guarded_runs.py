@@ -173,8 +173,8 @@ def test_what_is_measured_is_what_the_run_would_export(
 ) -> None:
     """The first row is the base, the last the exported model, on the guard's own noise."""
     monkeypatch.setattr(guard, "measure", measure)
-    go(tmp_path / "run", guard={"action": "warn"}, export=export, training={"num_rounds": 1})
-    recipe, rows = recipe_of(export=export), rows_of(tmp_path / "run")
+    go(tmp_path / "run", guard={"action": "warn"}, exported_role=export, training={"num_rounds": 1})
+    recipe, rows = recipe_of(exported_role=export), rows_of(tmp_path / "run")
     parts, state = job.assemble(recipe), load_state(tmp_path / "run/checkpoint.pt", RunState)
     parts.policy.load(adapter=state.adapter, ema=state.ema)
     for row, role in zip(rows, ("reference", export), strict=True):

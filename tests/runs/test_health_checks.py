@@ -96,13 +96,13 @@ def test_a_policy_that_is_not_the_base_model_is_refused(recipe: Recipe, parts: P
 
 
 def test_a_loss_without_a_gradient_is_refused(recipe: Recipe, parts: Parts) -> None:
-    objective = parts.trainer.updater.objective
+    objective = parts.trainer.objective
 
     def flat(*given: Any) -> Any:
         losses, metrics = objective(*given)
         return losses * 0, metrics
 
-    parts.trainer.updater.objective = flat
+    parts.trainer.objective = flat
     with pytest.raises(ValueError, match=r"^start: the first backward pass gives the adapter no gradient at all"):
         checked(recipe, parts)
 
@@ -232,7 +232,7 @@ def test_a_run_that_diverges_keeps_its_comparisons_and_its_checkpoint(
 
     class Spoiled:
         def __init__(self, trainer: Trainer) -> None:
-            self.trainer, self.objective = trainer, trainer.updater.objective
+            self.trainer, self.objective = trainer, trainer.objective
 
         def __call__(self, *given: Any) -> Any:
             losses, metrics = self.objective(*given)
@@ -243,5 +243,5 @@ def test_a_run_that_diverges_keeps_its_comparisons_and_its_checkpoint(
         with pytest.raises(ValueError, match=named):
             job.run(recipe, tmp_path / "run")
     bad = torch.load(tmp_path / "run/not-finite.pt", weights_only=True)
-    assert (bad["round"], len(bad["comparisons"])) == (2, 1)
+    assert (bad["round"], len(bad["batches"])) == (2, 1)
     assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["num_rounds"] == 1

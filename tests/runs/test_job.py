@@ -16,10 +16,10 @@ from worlds import assert_same
 
 import stepalign
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.runs.assemble import assemble
 from stepalign.runs.recipes import Recipe, load_recipe
-from stepalign.sources.rollout import sample
 from stepalign.support.config import change
 from stepalign.support.files import RunState, load_state
 
@@ -42,7 +42,7 @@ def recipe(tiny_sd_folder: Path, tiny_spm_folder: Path, tmp_path_factory: pytest
         "training": {"num_rounds": 1, "prompts_per_round": 3, "comparisons_per_update": 3, "learning_rate": 1e-3},
         "evaluation": {"prompts": str(path)},
     }
-    changes["training"]["min_gap"] = 0.0
+    changes["source"] = {"min_gap": 0.0}
     return change(load_recipe("gradspo-sd15"), changes)
 
 
@@ -52,7 +52,7 @@ def run_of(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     runs = {}
     for which, role in ROLES.items():
         output = tmp_path_factory.mktemp(which)
-        runs[which] = output, stepalign.run(change(recipe, {"export": role}), output, watcher=NOTES)
+        runs[which] = output, stepalign.run(change(recipe, {"exported_role": role}), output, watcher=NOTES)
     return runs
 
 
@@ -141,13 +141,13 @@ def test_a_directory_from_before_a_field_goes_on_where_the_field_is_as_by_defaul
     (output / "recipe.yaml").write_text(yaml.safe_dump(written))
     assert stepalign.run(recipe, output) == json.loads(json.dumps(summary))
     (output / "stepalign.json").unlink()
-    with pytest.raises(ValueError, match="its export is 'policy', this recipe's 'ema'"):
-        stepalign.run(change(recipe, {"export": "ema"}), output)
+    with pytest.raises(ValueError, match="its exported_role is 'policy', this recipe's 'ema'"):
+        stepalign.run(change(recipe, {"exported_role": "ema"}), output)
     assert not (output / "stepalign.json").exists()
-    del written["export"]
+    del written["exported_role"]
     (output / "recipe.yaml").write_text(yaml.safe_dump(written))
-    with pytest.raises(ValueError, match="its export is 'policy', this recipe's 'ema'"):
-        stepalign.run(change(recipe, {"export": "ema"}), output)
+    with pytest.raises(ValueError, match="its exported_role is 'policy', this recipe's 'ema'"):
+        stepalign.run(change(recipe, {"exported_role": "ema"}), output)
 
 
 def test_a_scorer_may_not_take_an_oracles_name() -> None:

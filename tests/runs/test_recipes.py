@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from stepalign.models.policy import ATTENTION_PROJECTIONS
-from stepalign.objectives.stepwise import GRADSPO, SPO
+from stepalign.objectives.settings import GRADSPO, SPO
 from stepalign.runs.recipes import RECIPES, Recipe, load_recipe, with_absolute_paths
+from stepalign.sources.settings import Candidates
 from stepalign.support.config import change, to_plain, to_yaml
 
 PAPERS = ("gradspo-sd15", "spo-sd15")
@@ -40,10 +41,9 @@ def test_the_papers_settings_for_stable_diffusion_15(name: str) -> None:
     assert (training.learning_rate, training.weight_decay) == (6e-5, 1e-4)
     assert training.comparisons_per_update == 40
     assert training.num_rounds * training.prompts_per_round == 10 * 4000
-    assert training.min_gap == 0.3
+    assert recipe.source == Candidates(pairing="best-worst", min_gap=0.3)
     assert training.max_grad_norm is None
     assert training.ema_decay == 0.9
-    assert training.pairing == "best-worst"
     assert (recipe.lora_rank, ATTENTION_PROJECTIONS) == (4, ("to_q", "to_k", "to_v", "to_out.0"))
     assert recipe.branching.num_candidates == 4
     assert recipe.branching.timestep_range == (0, 750)
@@ -60,7 +60,7 @@ def test_the_papers_settings_for_sdxl(name: str) -> None:
     assert (recipe.model, recipe.lora_rank) == ("stabilityai/stable-diffusion-xl-base-1.0", 64)
     assert (recipe.base.guidance_scale, recipe.base.num_steps, recipe.base.eta) == (5.0, 20, 1.0)
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-5, 1e-4, None)
-    assert (training.comparisons_per_update, training.min_gap, training.ema_decay) == (16, 0.4, 0.9)
+    assert (training.comparisons_per_update, recipe.source.min_gap, training.ema_decay) == (16, 0.4, 0.9)
     assert training.num_rounds * training.prompts_per_round == 10 * 4000
     assert (recipe.branching.num_candidates, recipe.branching.timestep_range) == (4, (0, 750))
     assert recipe.judge.path.endswith("/sdxl_step-aware_preference_model.bin")
@@ -69,15 +69,15 @@ def test_the_papers_settings_for_sdxl(name: str) -> None:
 
 def test_gradspo_samples_with_the_average_and_spo_with_the_policy() -> None:
     gradspo, spo = load_recipe("gradspo-sd15"), load_recipe("spo-sd15")
-    assert (gradspo.training.sample_with, gradspo.objective) == ("ema", GRADSPO)
-    assert (spo.training.sample_with, spo.objective) == ("policy", SPO)
-    assert load_recipe("gradspo-miniature").training.sample_with == "ema"
-    assert load_recipe("spo-miniature").training.sample_with == "policy"
+    assert (gradspo.training.rollout_role, gradspo.objective) == ("ema", GRADSPO)
+    assert (spo.training.rollout_role, spo.objective) == ("policy", SPO)
+    assert load_recipe("gradspo-miniature").training.rollout_role == "ema"
+    assert load_recipe("spo-miniature").training.rollout_role == "policy"
 
 
 def test_the_papers_recipes_differ_in_nothing_else() -> None:
     gradspo, spo = load_recipe("gradspo-sd15"), load_recipe("spo-sd15")
-    training = dataclasses.replace(spo.training, sample_with="ema")
+    training = dataclasses.replace(spo.training, rollout_role="ema")
     assert dataclasses.replace(spo, name="gradspo-sd15", objective=GRADSPO, training=training) == gradspo
 
 

@@ -46,7 +46,8 @@ def recipe_for(project: Path) -> Recipe:
         "judge": {"path": str(project / "judge")},
         "base": {"num_steps": 2},
         "branching": {"num_candidates": 2},
-        "training": {"num_rounds": 1, "prompts_per_round": 2, "comparisons_per_update": 8, "min_gap": 0.0},
+        "training": {"num_rounds": 1, "prompts_per_round": 2, "comparisons_per_update": 8},
+        "source": {"min_gap": 0.0},
         "evaluation": {"prompts": str(project / "held-out.txt")},
     }
     return change(load_recipe("gradspo-sd15"), changes)

@@ -20,7 +20,7 @@ TINY = {
     "--checkpoint_every": "4",
     "--training.num_rounds": "4",
     "--training.prompts_per_round": "2",
-    "--training.min_gap": "0",
+    "--source.min_gap": "0",
     "--training.learning_rate": "1e-3",
 }
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"

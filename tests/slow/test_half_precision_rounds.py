@@ -54,8 +54,8 @@ def test_gradients_too_small_for_fp16_survive_under_loss_scaling(tiny_sd: BaseMo
         trainer = trainer_in(tiny_sd, "fp16")
         trainer.updater.scaler = torch.amp.GradScaler("cpu", enabled=scaling)
         trainer.updater.scaler.scale(torch.zeros(()))
-        objective = trainer.updater.objective
-        trainer.updater.objective = lambda *given, objective=objective: scaled(objective(*given), 1e-6)
+        objective = trainer.objective
+        trainer.objective = lambda *given, objective=objective: scaled(objective(*given), 1e-6)
         norms[scaling] = trainer.round()["grad_norm"] * 1e6
     expected = trainer_in(tiny_sd, "fp32").round()["grad_norm"]
     assert norms[True] == pytest.approx(expected, rel=0.05)

@@ -13,14 +13,15 @@ from transformers import CLIPTokenizer
 from worlds import LATENT_SHAPE, BrightnessJudge, ShiftPolicy, encode, make_sampler, make_trainer
 
 from stepalign.core.protocols import DifferentiableJudge
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.models.base import BaseModel
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
 from stepalign.runs.recipes import RECIPES
 from stepalign.sources.clean_gradient import gradient_rollout
-from stepalign.sources.rollout import Branching, sample
+from stepalign.sources.settings import Branching, CleanGradient
 from stepalign.support.config import change
 
 WEIGHTS = normal(*LATENT_SHAPE, seed=9, dtype=torch.float32)
@@ -31,7 +32,6 @@ class SlopeJudge(BrightnessJudge):
     """Likes what lies along WEIGHTS, the more the later in the trajectory."""
 
     def gradient(self, x_0: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
-        self.num_images += len(x_0)
         self.seen.extend(zip(t.tolist(), prompts, strict=True))
         factor = (1000.0 - t)[:, None, None, None]
         return (factor * WEIGHTS * x_0).sum((1, 2, 3)), factor * WEIGHTS.expand_as(x_0)
@@ -85,7 +85,7 @@ def test_a_judge_without_a_slope_gives_nothing_to_train_on() -> None:
         def gradient(self, x_0: Tensor, t: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
             return torch.zeros(len(x_0)), torch.zeros_like(x_0)
 
-    trainer = make_trainer(judge=Flat(), signal="clean-gradient")
+    trainer = make_trainer(judge=Flat(), source=CleanGradient())
     row = trainer.round()
     assert (row["comparisons"], row["updates"]) == (0, 0)
 
@@ -104,7 +104,7 @@ def test_training_climbs_the_judges_slope(objective: Stepwise) -> None:
     trainer = make_trainer(
         judge=SlopeJudge(),
         objective=objective,
-        signal="clean-gradient",
+        source=CleanGradient(),
         prompts_per_round=12,
         sample_batch=12,
         comparisons_per_update=48,
@@ -124,12 +124,12 @@ def test_training_climbs_the_judges_slope(objective: Stepwise) -> None:
 
 
 def test_a_judge_without_a_gradient_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"^training\.signal: clean-gradient needs a judge with a gradient"):
-        make_trainer(signal="clean-gradient").round()
+    with pytest.raises(ValueError, match=r"^source\.kind: clean-gradient needs a judge with a gradient"):
+        make_trainer(source=CleanGradient()).round()
 
 
 def test_windows_are_refused_in_a_recipe() -> None:
-    changes = {"training": {"signal": "clean-gradient"}, "branching": {"num_inner_steps": [2]}}
+    changes = {"source": {"kind": "clean-gradient"}, "branching": {"num_inner_steps": [2]}}
     with pytest.raises(ValueError, match=r"branching\.num_inner_steps must be 1 with a clean gradient"):
         change(RECIPES["gradspo-miniature"], changes)
 
@@ -158,4 +158,3 @@ def test_the_judges_gradient_is_that_of_their_scores(
         above, below = (judge(x_0, x_0 + step * direction, t, PROMPTS) for step in (0.01, -0.01))
         slope = (gradient * direction).sum((1, 2, 3))
         torch.testing.assert_close(slope, (above - below) / 0.02, rtol=0.05, atol=0.05)
-        assert judge.num_images == 4 * 3

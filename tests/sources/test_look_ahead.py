@@ -28,7 +28,8 @@ from worlds import LATENT_SHAPE, BrightnessJudge, assert_same, make_sampler
 from stepalign.core.sampler import DDIM
 from stepalign.judges.image import ImageJudge
 from stepalign.miniature.base import make_scheduler
-from stepalign.sources.rollout import Branching, Pool
+from stepalign.sources.rollout import Pool
+from stepalign.sources.settings import Branching
 
 
 def looked_ahead(pool: Pool, *, final_alpha: float | None = None) -> Tensor:
@@ -62,12 +63,12 @@ def test_a_deterministic_step_is_that_of_diffusers_with_eta_0(prediction_type: s
     torch.testing.assert_close(taken, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
 @pytest.mark.parametrize("j", JUDGED_AT)
 def test_the_judge_sees_where_the_ode_leads_each_candidate_and_its_scores_are_the_first_steps(
-    j: int, go_on_at: str
+    j: int, resume_at: str
 ) -> None:
-    pools, _ = roll(num_inner_steps=(j,), inner_steps="look-ahead", go_on_at=go_on_at)
+    pools, _ = roll(num_inner_steps=(j,), inner_steps="look-ahead", resume_at=resume_at)
     for pool in pools:
         (step,) = pool.transitions
         t = int(step.t[0])
@@ -78,15 +79,15 @@ def test_the_judge_sees_where_the_ode_leads_each_candidate_and_its_scores_are_th
         close(step.scores, 10 * pool.x_0.mean((2, 3, 4)))
 
 
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
 @pytest.mark.parametrize("j", JUDGED_AT)
-def test_a_window_draws_k_noises_and_one_choice_however_far_it_looks(j: int, go_on_at: str) -> None:
-    noise, (pools, _) = noise_of(0, 1), roll(num_inner_steps=(j,), inner_steps="look-ahead", go_on_at=go_on_at)
+def test_a_window_draws_k_noises_and_one_choice_however_far_it_looks(j: int, resume_at: str) -> None:
+    noise, (pools, _) = noise_of(0, 1), roll(num_inner_steps=(j,), inner_steps="look-ahead", resume_at=resume_at)
     for shape in (LATENT_SHAPE, *[(1, *LATENT_SHAPE)] * 4):  # x_T and the four plain steps
         noise.normal(*shape)
     for pool in pools:
         assert_same(pool.candidates.noise, noise.normal(K, *LATENT_SHAPE))
-        assert_same(pool.followed, noise.choice(K))
+        assert_same(pool.continued_from, noise.choice(K))
 
 
 # Where the trajectory goes on
@@ -108,7 +109,7 @@ def test_from_the_next_step_it_goes_on_with_the_followed_candidate_whose_predict
     """Every window predicts what lies ahead of its candidates, k each; the parent below 751 is predicted already."""
     denoise, judge = CountingDenoiser(), BrightnessJudge()
     pools, end = roll(
-        denoise=denoise, judge=judge, num_inner_steps=(j,), inner_steps="look-ahead", go_on_at="next-step"
+        denoise=denoise, judge=judge, num_inner_steps=(j,), inner_steps="look-ahead", resume_at="next-step"
     )
     assert windows(pools) == [[t] for t in PARENTS]
     for pool, following in pairwise(pools):
@@ -119,12 +120,12 @@ def test_from_the_next_step_it_goes_on_with_the_followed_candidate_whose_predict
     assert_same(end, survivors(pools[-1], landed(pools[-1].candidates)))
     ahead = [(at, B * K) for t in PARENTS for at in range(t - 50, max(t - 50 * j - 1, 0), -50)]
     assert denoise.calls == [(t, B) for t in range(951, 750, -50)] + ahead
-    assert judge.num_images == 16 * B * K
+    assert len(judge.seen) == 16 * B * K
 
 
 def test_progress_from_the_next_step_on_counts_every_step_once() -> None:
     done: list[None] = []
-    branching = {"num_inner_steps": (4,), "inner_steps": "look-ahead", "go_on_at": "next-step"}
+    branching = {"num_inner_steps": (4,), "inner_steps": "look-ahead", "resume_at": "next-step"}
     roll(**branching, on_step=lambda: done.append(None))
     assert len(done) == 20
 
@@ -144,40 +145,40 @@ def decode(x_0: Tensor) -> Tensor:
     return x_0.mean(1, keepdim=True).expand(-1, 3, -1, -1)
 
 
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
 @pytest.mark.parametrize("timestep_range", [(0, 750), (500, 750)])
 @pytest.mark.parametrize("final_alpha", [None, 1.0])
 def test_a_look_ahead_to_the_end_shows_a_scorer_of_clean_images_finished_samples(
-    go_on_at: str, timestep_range: tuple[int, int], final_alpha: float | None
+    resume_at: str, timestep_range: tuple[int, int], final_alpha: float | None
 ) -> None:
     """Unlike a path, what lies ahead may have no noise, or lie below the steps that branch."""
     judge, sampler = ImageJudge(Brightness(), decode), make_sampler(final_alpha=final_alpha)
-    branching = {"inner_steps": "look-ahead", "go_on_at": go_on_at, "timestep_range": timestep_range}
+    branching = {"inner_steps": "look-ahead", "resume_at": resume_at, "timestep_range": timestep_range}
     pools, end = roll(judge=judge, sampler=sampler, num_inner_steps=(99,), **branching)
     parents = [t for t in PARENTS if t - 1 >= timestep_range[0] and (t > 1 or final_alpha is None)]
-    assert windows(pools) == [[t] for t in (parents if go_on_at == "next-step" else parents[:1])]
+    assert windows(pools) == [[t] for t in (parents if resume_at == "next-step" else parents[:1])]
     for pool in pools:
         finished = looked_ahead(pool, final_alpha=final_alpha)
         assert pool.t_prev == 0
         close(pool.x_0, finished)
         images = decode(finished.flatten(0, 1)) / 2 + 0.5
         close(pool.candidates.scores.flatten(), images.clamp(0, 1).mean((1, 2, 3)))
-    if go_on_at == "window-end":
+    if resume_at == "window-end":
         close(end, survivors(pools[0], pools[0].x_0))
 
 
 def test_the_judge_is_told_that_finished_samples_are_finished() -> None:
     judge = BrightnessJudge()
-    roll(judge=judge, num_inner_steps=(99,), inner_steps="look-ahead", go_on_at="next-step")
+    roll(judge=judge, num_inner_steps=(99,), inner_steps="look-ahead", resume_at="next-step")
     assert judged_at(judge) == [0] * 16
 
 
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
-def test_the_length_can_fall_with_the_noise(go_on_at: str) -> None:
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
+def test_the_length_can_fall_with_the_noise(resume_at: str) -> None:
     """4 1 with the bound 400: four steps ahead above t = 400, one from there on; at the end what is left."""
-    branching = {"inner_steps": "look-ahead", "go_on_at": go_on_at}
+    branching = {"inner_steps": "look-ahead", "resume_at": resume_at}
     pools, _ = roll(num_inner_steps=(4, 1), inner_step_bounds=(400,), **branching)
-    if go_on_at == "window-end":
+    if resume_at == "window-end":
         assert [pool.t_prev for pool in pools] == [551, 351, *range(301, 0, -50), 0]
     else:
         assert [pool.t_prev for pool in pools] == [*range(551, 200, -50), *range(301, 0, -50), 0]
@@ -196,8 +197,8 @@ def test_the_length_can_fall_with_the_noise(go_on_at: str) -> None:
         ("inner_step_bounds", {"inner_step_bounds": (400,)}),
         ("inner_step_bounds", {"num_inner_steps": (4, 2, 1), "inner_step_bounds": (200, 400)}),
         ("inner_step_bounds", {"num_inner_steps": (4, 2, 1), "inner_step_bounds": (400, 400)}),
-        ("go_on_at", {"num_inner_steps": (2,), "go_on_at": "next-step"}),
-        ("go_on_at", {"num_inner_steps": (1, 2), "inner_step_bounds": (400,), "go_on_at": "next-step"}),
+        ("resume_at", {"num_inner_steps": (2,), "resume_at": "next-step"}),
+        ("resume_at", {"num_inner_steps": (1, 2), "inner_step_bounds": (400,), "resume_at": "next-step"}),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(field: str, branching: dict[str, object]) -> None:

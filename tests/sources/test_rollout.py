@@ -12,9 +12,11 @@ from torch import Tensor
 from worlds import LATENT_SHAPE, encode, make_sampler
 
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.models.base import BaseModel
-from stepalign.sources.rollout import Branching, Pool, rollout, sample
+from stepalign.sources.rollout import Pool, rollout
+from stepalign.sources.settings import Branching
 
 ALL_TIMESTEPS = list(range(951, 0, -50))
 PARENTS = list(range(751, 0, -50))
@@ -45,13 +47,11 @@ class FakeJudge:
 
     def __init__(self, score: Callable[[Tensor], Tensor] = lambda x_0: x_0.mean((1, 2, 3))) -> None:
         self.score = score
-        self.num_images = 0
         self.calls: list[tuple[int, int]] = []
         self.prompts: list[list[str]] = []
 
     def __call__(self, x_t: Tensor, x_0: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         assert len(t.unique()) == 1
-        self.num_images += len(x_0)
         self.calls.append((int(t[0]), len(x_0)))
         self.prompts.append(prompts)
         return self.score(x_0)
@@ -112,7 +112,6 @@ def test_the_judge_sees_every_candidate_once_at_its_own_timestep(b: int, k: int)
     judge = FakeJudge()
     roll(b, k, judge=judge)
     assert judge.calls == [(t, k * b) for t in [*range(701, 0, -50), 0]]
-    assert judge.num_images == 16 * k * b
 
 
 def test_the_judge_is_told_the_prompt_of_every_candidate() -> None:
@@ -150,15 +149,15 @@ def test_the_survivors_prediction_is_reused() -> None:
     pools, _ = roll(denoise=denoise)
     for pool, following in pairwise(pools):
         predicted = denoise.predictions[pool.t_prev].unflatten(0, (2, 3))
-        assert torch.equal(following.candidates.prediction[:, 0], at(pool, predicted, pool.followed))
+        assert torch.equal(following.candidates.prediction[:, 0], at(pool, predicted, pool.continued_from))
 
 
 def test_the_next_parents_are_the_followed_candidates() -> None:
     pools, end = roll()
     for pool, following in pairwise(pools):
-        followed = at(pool, candidates_of(pool, make_sampler()), pool.followed)
+        followed = at(pool, candidates_of(pool, make_sampler()), pool.continued_from)
         assert torch.equal(following.candidates.x_t[:, 0], followed)
-    assert torch.equal(end, at(pools[-1], candidates_of(pools[-1], make_sampler()), pools[-1].followed))
+    assert torch.equal(end, at(pools[-1], candidates_of(pools[-1], make_sampler()), pools[-1].continued_from))
 
 
 def test_candidates_are_the_steps_mean_plus_sigma_times_their_noise() -> None:
@@ -192,13 +191,14 @@ def test_scores_are_kept_prompt_by_prompt() -> None:
 def test_the_trajectory_can_follow_the_best_or_the_worst(rule: str, index: Callable[[Tensor, int], Tensor]) -> None:
     pools, _ = roll(continue_from=rule)
     for pool in pools:
-        assert torch.equal(pool.followed, index(pool.candidates.scores, 1))
+        assert torch.equal(pool.continued_from, index(pool.candidates.scores, 1))
 
 
 def test_random_continuations_are_uniform_whatever_the_scores() -> None:
     pools, _ = roll(400, 4, keys=tuple(range(400)))
-    followed = torch.stack([pool.followed for pool in pools])
-    by_rank = torch.stack([at(pool, pool.candidates.scores.argsort(1).argsort(1), pool.followed) for pool in pools])
+    followed = torch.stack([pool.continued_from for pool in pools])
+    ranks = [pool.candidates.scores.argsort(1).argsort(1) for pool in pools]
+    by_rank = torch.stack([at(pool, rank, pool.continued_from) for pool, rank in zip(pools, ranks, strict=True)])
     for values in (followed, by_rank):
         counts = values.flatten().bincount(minlength=4).double()
         chi_squared = ((counts - 1600) ** 2 / 1600).sum()
@@ -207,7 +207,7 @@ def test_random_continuations_are_uniform_whatever_the_scores() -> None:
 
 def test_random_continuations_differ_between_prompts() -> None:
     pools, _ = roll(8, 4, keys=tuple(range(8)))
-    assert len({tuple(column) for column in torch.stack([pool.followed for pool in pools]).T.tolist()}) == 8
+    assert len({tuple(column) for column in torch.stack([pool.continued_from for pool in pools]).T.tolist()}) == 8
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_last_step_without_noise_is_not_branched() -> None:
     assert [int(pool.candidates.t) for pool in pools] == PARENTS[:-1]
     assert judge.calls[-1] == (1, 3)
     assert denoise.num_samples == 5 + 15 * 3
-    x_0 = at(pools[-1], pools[-1].x_0, pools[-1].followed)
+    x_0 = at(pools[-1], pools[-1].x_0, pools[-1].continued_from)
     assert torch.allclose(end, x_0)
 
 
@@ -241,7 +241,7 @@ def test_a_prompts_noise_and_choices_do_not_depend_on_its_company() -> None:
     alone, _ = roll(1, 3, keys=(9,))
     for full, single in zip(together, alone, strict=True):
         assert torch.equal(full.candidates.noise[2:3], single.candidates.noise)
-        assert torch.equal(full.followed[2:3], single.followed)
+        assert torch.equal(full.continued_from[2:3], single.continued_from)
 
 
 def test_a_prompts_comparisons_do_not_depend_on_its_company(tiny_sd: BaseModel) -> None:

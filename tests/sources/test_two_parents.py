@@ -14,12 +14,14 @@ from torch import Tensor
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
 from stepalign.core.sampler import DDIM
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise, target_weight
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
+from stepalign.objectives.stepwise import guidance_step, stepwise_loss, target_weight
 
 WEIGHTINGS = ["spo", "gradspo", "min-snr", "p2"]
 REGIONS = ["clamp", "rms", None]
 ROLES: tuple[Role, ...] = ("policy", "reference", "ema")
-FAMILY = [Stepwise(weighting, trust_region=region) for weighting in WEIGHTINGS for region in REGIONS]
+NAMES = ("margin", "accuracy", "rms_delta", "outside")
+FAMILY = [Stepwise(weighting=weighting, trust_region=region) for weighting in WEIGHTINGS for region in REGIONS]
 
 
 @pytest.fixture(params=FAMILY, ids=lambda each: f"{each.weighting}-{each.trust_region}")
@@ -63,7 +65,7 @@ def close(left: Tensor, right: Tensor) -> None:
 
 def targets(objective: Stepwise, sampler: DDIM, batch: StepComparisons, base: Tensor) -> Tensor:
     """T = base - g sqrt(1 - abar) z, each entry with its own noise."""
-    return base - objective.guidance_step(sampler, batch.t)[:, None, None, None, None] * batch.noise
+    return base - guidance_step(objective, sampler, batch.t)[:, None, None, None, None] * batch.noise
 
 
 def log_ratios(
@@ -166,7 +168,7 @@ def test_two_parents_that_are_one_give_the_loss_of_one(sampler: DDIM, objective:
     expected, expected_metrics = judge_two(replace(objective, noise="separate"), sampler, one, roles)
     close(losses, expected)
     close(pull(losses, roles), pull(expected, roles))
-    assert all(torch.allclose(metrics[name], expected_metrics[name]) for name in expected_metrics)
+    assert all(torch.allclose(metrics[name], expected_metrics[name]) for name in NAMES)
 
 
 # What is asked of the policy
@@ -189,7 +191,7 @@ def test_each_parent_is_asked_about_once_per_role_at_its_timestep_and_for_its_pr
 ) -> None:
     batch = pairs_of_two()
     policy = Asked()
-    objective(policy, sampler, batch)
+    stepwise_loss(objective, policy, sampler, batch)
     averaged = objective.trust_region == "clamp" and objective.weighting != "spo"
     assert set(policy.points) == {"policy", "reference"} | ({"ema"} if averaged else set())
     for x_t, t, cond in policy.points.values():
@@ -202,7 +204,7 @@ def test_each_parent_is_asked_about_once_per_role_at_its_timestep_and_for_its_pr
 def test_two_parents_cost_two_predictions_per_role(sampler: DDIM) -> None:
     for objective, averaged in ((SPO, 0), (GRADSPO, 40), (Stepwise(), 0)):
         policy = ToyPolicy(**{role: value.flatten(0, 1) for role, value in near(pairs_of_two()).items()})
-        objective(policy, sampler, pairs_of_two())
+        stepwise_loss(objective, policy, sampler, pairs_of_two())
         assert policy.calls == Counter({"policy": 40, "reference": 40, "ema": averaged})
 
 
@@ -212,7 +214,7 @@ def test_a_loss_does_not_depend_on_the_comparisons_beside_it(sampler: DDIM, obje
     losses, metrics = judge_two(objective, sampler, batch, roles)
     few, few_metrics = judge_two(objective, sampler, batch[3:7], {role: value[3:7] for role, value in roles.items()})
     torch.testing.assert_close(few, losses[3:7], rtol=0, atol=1e-14)
-    assert all(torch.allclose(few_metrics[name], metrics[name][3:7]) for name in metrics)
+    assert all(torch.allclose(few_metrics[name], metrics[name][3:7]) for name in NAMES)
 
 
 # Where it pulls
@@ -264,7 +266,7 @@ def test_the_clamp_stops_each_parent_by_itself(
     radius = (math.log(1.1) / target_weight(weighting, sampler, t)).sqrt().item()
     batch, roles = outside_by_entry([value * radius for value in rms])
     at = GRID.tolist().index(501)
-    losses, metrics = judge_two(Stepwise(weighting, trust_region="clamp"), sampler, batch, roles)
+    losses, metrics = judge_two(Stepwise(weighting=weighting, trust_region="clamp"), sampler, batch, roles)
     assert (pull(losses, roles)[at].abs().amax((1, 2, 3)) == 0).int().tolist() == stopped
     assert metrics["outside"][at] == float(all(stopped))
 
@@ -277,8 +279,8 @@ def test_under_rms_the_farther_parent_decides_for_both(
     sampler: DDIM, weighting: str, rms: list[float], outside: bool
 ) -> None:
     batch, roles = outside_by_entry(rms)
-    losses, metrics = judge_two(Stepwise(weighting, trust_region="rms"), sampler, batch, roles)
-    free, _ = judge_two(Stepwise(weighting, trust_region=None), sampler, batch, roles)
+    losses, metrics = judge_two(Stepwise(weighting=weighting, trust_region="rms"), sampler, batch, roles)
+    free, _ = judge_two(Stepwise(weighting=weighting, trust_region=None), sampler, batch, roles)
     close(metrics["rms_delta"], torch.full((20,), max(rms)).double())
     assert (metrics["outside"] == outside).all()
     torch.testing.assert_close(losses, free, rtol=0, atol=0)

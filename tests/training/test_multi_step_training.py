@@ -17,13 +17,14 @@ from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
 from stepalign.core.protocols import Metrics
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.models.base import BaseModel
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
+from stepalign.objectives.stepwise import stepwise_loss
 from stepalign.runs.recipes import SDXL, Recipe, load_recipe
-from stepalign.sources.rollout import Branching, sample
+from stepalign.sources.settings import Branching, Candidates
 from stepalign.training.trainer import Trainer
-from stepalign.training.updater import Experience
 
 PATH = Branching(num_candidates=2, num_inner_steps=(3,))
 """Sixteen steps in six windows, the first of each window of one parent and the other ten of two."""
@@ -39,7 +40,7 @@ class BatchSpy:
 
     def __call__(self, policy: object, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
         self.batches.append(batch)
-        return self.objective(policy, sampler, batch)
+        return stepwise_loss(self.objective, policy, sampler, batch)
 
 
 def round_of(**given: object) -> tuple[Trainer, dict[str, object], list[StepComparisons]]:
@@ -95,26 +96,12 @@ def test_the_transitions_of_a_window_are_trained_on_together_or_not_at_all() -> 
     assert row["kept"] == row["comparisons"] / (4 * 16)
 
 
-@pytest.mark.parametrize("go_on_at", ["window-end", "next-step"])
-def test_a_look_ahead_trains_on_its_first_steps_of_one_parent(go_on_at: str) -> None:
-    _, row, batches = round_of(branching=replace(PATH, inner_steps="look-ahead", go_on_at=go_on_at))
-    steps = [window[0] for window in WINDOWS] if go_on_at == "window-end" else list(range(751, 0, -50))
+@pytest.mark.parametrize("resume_at", ["window-end", "next-step"])
+def test_a_look_ahead_trains_on_its_first_steps_of_one_parent(resume_at: str) -> None:
+    _, row, batches = round_of(branching=replace(PATH, inner_steps="look-ahead", resume_at=resume_at))
+    steps = [window[0] for window in WINDOWS] if resume_at == "window-end" else list(range(751, 0, -50))
     assert num_by(batches, parents=1) == Counter(dict.fromkeys(steps, 4))
     assert row["comparisons"] == 4 * len(steps)
-
-
-def test_taken_comparisons_come_apart_by_their_parents_and_keep_their_order() -> None:
-    def comparisons(parents: int) -> StepComparisons:
-        numbers = torch.arange(3.0).view(3, 1, 1, 1, 1)
-        x_t = numbers.expand(-1, parents, *LATENT_SHAPE)
-        return StepComparisons(encode(["a"] * 3), torch.arange(3), x_t, x_t, numbers.expand(-1, 2, *LATENT_SHAPE))
-
-    ids = {(position, step): (step, position) for position in range(3) for step in range(2)}
-    experience = Experience([comparisons(1), comparisons(2)], ids, num_pools=6, judge_scores=[])
-    one, two = experience.take([(2, 0), (1, 1), (0, 0), (0, 1)])
-    assert (one.t.tolist(), two.t.tolist()) == ([2, 0], [1, 0])
-    assert (one.x_t.shape[1], two.x_t.shape[1]) == (1, 2)
-    assert [len(batch) for batch in experience.take([(1, 1)])] == [1]
 
 
 def test_batch_sizes_change_nothing_but_speed() -> None:
@@ -151,7 +138,7 @@ def test_training_costs_one_prediction_per_role_for_every_parent(objective: Step
         (GRADSPO, Branching(num_inner_steps=(3,)), "best-worst"),
         (Stepwise(), Branching(num_inner_steps=(4, 1), inner_step_bounds=(400,)), "two-random"),
         (Stepwise(), Branching(num_inner_steps=(4,), inner_steps="look-ahead"), "all-k"),
-        (GRADSPO, Branching(num_inner_steps=(99,), inner_steps="look-ahead", go_on_at="next-step"), "best-worst"),
+        (GRADSPO, Branching(num_inner_steps=(99,), inner_steps="look-ahead", resume_at="next-step"), "best-worst"),
     ],
     ids=["mspo", "gradspo path", "shorter windows at low noise", "look-ahead", "look-ahead to the end"],
 )
@@ -238,7 +225,7 @@ def test_the_papers_settings_for_sdxl(name: str) -> None:
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (1e-5, 1e-4, None)
     assert training.comparisons_per_update == 16
     assert training.num_rounds * training.prompts_per_round == 10 * 4000
-    assert (training.min_gap, training.pairing, training.ema_decay) == (0.4, "best-worst", 0.9)
+    assert (recipe.source, training.ema_decay) == (Candidates(pairing="best-worst", min_gap=0.4), 0.9)
     assert (branching.num_candidates, branching.timestep_range, branching.continue_from) == (4, (0, 750), "random")
     assert recipe.judge.kind == "spm"
     assert recipe.judge.path.endswith("/sdxl_step-aware_preference_model.bin")
@@ -249,18 +236,18 @@ def test_spo_takes_windows_of_four_steps_on_sdxl_and_gradspo_single_ones() -> No
     spo, gradspo = load_recipe("spo-sdxl"), load_recipe("gradspo-sdxl")
     assert (spo.branching.num_inner_steps, spo.branching.inner_steps) == ((4,), "path")
     assert gradspo.branching == Branching()
-    assert (spo.objective, spo.training.sample_with) == (SPO, "policy")
-    assert (gradspo.objective, gradspo.training.sample_with) == (GRADSPO, "ema")
+    assert (spo.objective, spo.training.rollout_role) == (SPO, "policy")
+    assert (gradspo.objective, gradspo.training.rollout_role) == (GRADSPO, "ema")
     as_gradspo = {"name": "gradspo-sdxl", "objective": GRADSPO, "branching": gradspo.branching}
-    assert replace(spo, training=replace(spo.training, sample_with="ema"), **as_gradspo) == gradspo
+    assert replace(spo, training=replace(spo.training, rollout_role="ema"), **as_gradspo) == gradspo
 
 
 @pytest.mark.parametrize("num_inner_steps", [(4,), (1, 2)])
 def test_every_candidate_votes_only_where_they_share_a_parent(num_inner_steps: tuple[int, ...]) -> None:
     voting = load_recipe("gradspo-miniature")
-    assert voting.training.pairing == "all-k"
+    assert voting.source.pairing == "all-k"
     branching = Branching(num_inner_steps=num_inner_steps, inner_step_bounds=(400,) * (len(num_inner_steps) - 1))
-    with pytest.raises(ValueError, match=r"^training\.pairing must be best-worst or two-random [^\n]* got all-k$"):
+    with pytest.raises(ValueError, match=r"^source\.pairing must be best-worst or two-random [^\n]* got all-k$"):
         replace(voting, branching=branching)
-    assert replace(voting, branching=replace(branching, inner_steps="look-ahead")).training.pairing == "all-k"
-    assert Recipe("path", branching=branching).training.pairing == "best-worst"
+    assert replace(voting, branching=replace(branching, inner_steps="look-ahead")).source.pairing == "all-k"
+    assert Recipe("path", branching=branching).source.pairing == "best-worst"

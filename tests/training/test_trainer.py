@@ -26,12 +26,13 @@ from worlds import (
 )
 
 from stepalign.core.choices import Pairing
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.models.base import BaseModel
 from stepalign.models.policy import LoraPolicy
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
-from stepalign.sources.rollout import Branching, sample
+from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
+from stepalign.sources.settings import Branching
 from stepalign.support.files import RunState, load_state, save_state
 from stepalign.training.settings import Training
 from stepalign.training.trainer import Trainer
@@ -169,7 +170,7 @@ def test_progress_is_reported_by_phase() -> None:
 def test_a_comparison_costs_one_policy_and_one_reference_prediction(
     tiny_sd: BaseModel, sd_policy: LoraPolicy, objective: Stepwise, with_average: bool
 ) -> None:
-    trainer = sd_trainer(tiny_sd, sd_policy, objective=objective, sample_with="ema", prompts_per_round=2)
+    trainer = sd_trainer(tiny_sd, sd_policy, objective=objective, rollout_role="ema", prompts_per_round=2)
     comparisons = trainer.round()["comparisons"]
     training = {role: number for role, number in trainer.calls.items() if role.startswith("training")}
     assert comparisons == 2 * 4
@@ -179,7 +180,7 @@ def test_a_comparison_costs_one_policy_and_one_reference_prediction(
 
 
 def test_sampling_is_counted_for_the_role_that_samples(tiny_sd: BaseModel, sd_policy: LoraPolicy) -> None:
-    trainer = sd_trainer(tiny_sd, sd_policy, sample_with="ema", prompts_per_round=3)
+    trainer = sd_trainer(tiny_sd, sd_policy, rollout_role="ema", prompts_per_round=3)
     trainer.round()
     assert trainer.calls["sampling_ema"] == 2 * (3 + 3 * 3 * 2)  # guidance 2, steps at 751, 501, 251 and 1, k = 2
     assert trainer.calls["judge_images"] == 3 * 4 * 2

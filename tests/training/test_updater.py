@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,26 +15,29 @@ from torch import Tensor
 from worlds import LATENT_SHAPE, ShiftPolicy, assert_same, encode, make_sampler, make_trainer
 
 from stepalign.core.batch import StepComparisons
+from stepalign.core.experience import Experience
 from stepalign.core.protocols import Metrics
 from stepalign.core.sampler import DDIM
-from stepalign.objectives.stepwise import Stepwise
+from stepalign.objectives.settings import Stepwise
+from stepalign.objectives.stepwise import stepwise_loss
 from stepalign.support.finite import NotFinite
+from stepalign.training import gradients as gradients_module
 from stepalign.training import updater as module
 from stepalign.training.settings import Training
 from stepalign.training.trainer import Trainer
-from stepalign.training.updater import Diverged, Experience, Updater
+from stepalign.training.updater import Diverged, Row, Updater
 
 SMALL_ENTRY = 1e-6
 """Of the gradient's first entry, where Adam's eps shows; the others are of size 1 to 100."""
 
 
-def experience(num: int) -> Experience:
+def experience(num: int) -> Experience[StepComparisons]:
     """Comparisons of even prompts, each at a step of its own."""
     noise = normal(num, 2, *LATENT_SHAPE, dtype=torch.float32) * torch.linspace(1, 100, num)[:, None, None, None, None]
     noise[..., 0, 0] *= SMALL_ENTRY
     x_t = torch.zeros(num, 1, *LATENT_SHAPE)
-    steps = StepComparisons(encode(["a"] * num), torch.full((num,), 501), x_t, x_t, noise)
-    return Experience([steps], {(2 * row, 0): (0, row) for row in range(num)}, num_pools=num, judge_scores=[])
+    batch = StepComparisons(encode(["a"] * num), torch.full((num,), 501), x_t, x_t, noise)
+    return Experience(batch, 2 * torch.arange(num), torch.zeros(num, dtype=torch.long))
 
 
 class Linear:
@@ -45,7 +49,7 @@ class Linear:
     def __call__(self, policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
         self.noises.append(batch.noise[:, 0])
         losses = (batch.noise[:, 0] * policy.adapter["shift"]).sum((1, 2, 3))
-        return losses, {"rms_delta": torch.zeros(len(batch))}
+        return losses, {}
 
 
 def adamw(gradients: list[Tensor], start: Tensor, *, rate: float, decay: float) -> Tensor:
@@ -68,20 +72,23 @@ def test_an_update_is_adamws_step_on_the_mean_gradient_of_all_processes(
     start = torch.linspace(1, 2, 8).view(LATENT_SHAPE)
     policy.load(adapter={"shift": start}, ema={"shift": start})
     config = Training(comparisons_per_update=4, train_batch=1, learning_rate=0.1, weight_decay=decay)
-    trained = Updater(policy, make_sampler(), objective, config=config, seed=0)
+    trained = Updater(policy, config=config, seed=0)
     theirs = normal(*LATENT_SHAPE, seed=1, dtype=torch.float32) if num_processes == 2 else torch.zeros(LATENT_SHAPE)
     if num_processes == 2:
-        others = [(2 * row + 1, 0) for row in range(6)]
-        monkeypatch.setattr(trained, "processes", type("Two", (), {"num_processes": 2, "process_index": 0})())
-        monkeypatch.setattr(module, "gather_object", lambda ids: ids + others)
+        others = [Row(2 * row + 1, 0, 1, 0, row) for row in range(6)]
+        two = type("Two", (), {"num_processes": 2, "process_index": 0})()
+        monkeypatch.setattr(trained, "processes", two)
+        monkeypatch.setattr(gradients_module, "processes", lambda: two)
+        monkeypatch.setattr(module, "gather_object", lambda rows: rows + others)
 
         def reduced(value: Tensor, reduction: str) -> Tensor:
-            both = value + theirs if value.ndim else value
+            both = value + theirs.flatten()
             return both if reduction == "sum" else both / 2
 
-        monkeypatch.setattr(module, "reduce", reduced)
+        monkeypatch.setattr(gradients_module, "reduce", reduced)
     ends: list[int] = []
-    learned = trained.learn(found, index=0, tick=lambda *_: ends.append(len(objective.noises)))
+    loss = partial(objective, policy, make_sampler())
+    learned = trained.learn([found], loss, index=0, tick=lambda *_: ends.append(len(objective.noises)))
     shares = [objective.noises[low:high] for low, high in zip([0, *ends[:-1]], ends, strict=True)]
     gradients = [sum((noise.sum(0) for noise in share), torch.zeros(LATENT_SHAPE)) / 4 + theirs for share in shares]
     assert len(gradients) == 3
@@ -104,7 +111,7 @@ class Spoiled:
         self.num = 0
 
     def __call__(self, policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
-        losses, metrics = Stepwise()(policy, sampler, batch)
+        losses, metrics = stepwise_loss(Stepwise(), policy, sampler, batch)
         return (self.fault(losses, policy.adapter["shift"]) if self.num in self.updates else losses), metrics
 
 
@@ -177,7 +184,7 @@ def test_a_run_whose_updates_are_never_finite_again_stops_and_says_where_it_bega
     assert trainer.num_updates == 5
     batch = caught.value.batch
     assert (batch["round"], batch["update"]) == (1, 8)
-    assert len(batch["ids"]) == len(batch["comparisons"][0]["t"]) in (6, 7)
+    assert len(batch["ids"]) == len(batch["batches"][0]["t"]) in (6, 7)
     assert_same(batch["adapter"], {"shift": trainer.policy.adapter["shift"].detach()})
 
 
@@ -194,7 +201,7 @@ def test_skips_apart_from_each_other_do_not_stop_a_run() -> None:
 
 
 def test_a_step_that_leaves_weights_that_are_not_finite_stops_at_once() -> None:
-    trainer = make_trainer(learning_rate=9e14, weight_decay=9e14, sample_with="ema")
+    trainer = make_trainer(learning_rate=9e14, weight_decay=9e14, rollout_role="ema")
     trainer.policy.load(adapter={"shift": torch.full(LATENT_SHAPE, 1e20)}, ema={"shift": torch.zeros(LATENT_SHAPE)})
     with pytest.raises(Diverged, match=r"^the adapter: .*lower training.learning_rate"):
         trainer.round()
@@ -215,7 +222,7 @@ def scaled_trainer(factor: float, **given: Any) -> Trainer:
     """A loss whose gradient passes through fp16, where it overflows under a scale above 65504 / factor."""
 
     def objective(policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
-        losses, metrics = Stepwise()(policy, sampler, batch)
+        losses, metrics = stepwise_loss(Stepwise(), policy, sampler, batch)
         shift = policy.adapter["shift"].half()
         return losses + (factor * (shift - shift.detach())).float().sum(), metrics
 

@@ -38,7 +38,7 @@ def test_a_healthy_run_gives_no_sign() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("no comparisons", EMPTY, r"no comparison was above training\.min_gap .* differ by 0\.5 on average"),
+        ("no comparisons", EMPTY, r"no comparison was above source\.min_gap .* differ by 0\.5 on average"),
         ("judge constant", EMPTY | {"judge_spread": 0.0}, r"same score: .* judge\.path"),
         ("outside the trust region", {"outside": 0.97}, r"more than 95% .* lower training\.learning_rate"),
         ("nothing moves", {"rms_delta": 1e-7}, r"rms 1e-07 .* raise training\.learning_rate"),

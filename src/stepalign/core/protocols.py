@@ -1,19 +1,35 @@
-"""The seams: what a part must offer to take another's place."""
+"""Protocols for policy, sampler, judge, source, objective and scorer."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.batch import Batch, Conditioning
 from stepalign.core.choices import Role
+from stepalign.core.experience import Collected
 
-Metrics = dict[str, Float[Tensor, " b"]]
+B_co = TypeVar("B_co", bound=Batch, covariant=True)
+B_contra = TypeVar("B_contra", bound=Batch, contravariant=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grouped:
+    """A metric that is reported as a mean per group of rows."""
+
+    values: Float[Tensor, " b"]
+    by: Int[Tensor, " b"]
+    """The group of each row, such as its timestep."""
+
+
+Metrics = dict[str, Float[Tensor, " b"] | Grouped]
+"""Detached, one value per row, under any names."""
 
 
 @runtime_checkable
@@ -129,20 +145,32 @@ class Sampler(Protocol):
 
 
 @runtime_checkable
-class Objective(Protocol):
-    """A loss over comparisons, one value each, with detached metrics, one value each."""
+class Source(Protocol[B_co]):
+    """Collects the experience of training rounds."""
 
-    def __call__(
-        self, policy: Policy, sampler: Sampler, batch: StepComparisons
-    ) -> tuple[Float[Tensor, " b"], Metrics]: ...
+    @property
+    def digest(self) -> str:
+        """Of the data it works through; a run resumes on the same data only."""
+        ...
+
+    def collect(self, index: int, tick: Callable[[int, int], None]) -> Collected[B_co]:
+        """This process's experience of round `index`, counted from 0; decided by the seed and the index.
+
+        `tick` is called with how much of the work is done and how much there is. It may not wait for other processes.
+        """
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol[B_contra]):
+    """A loss over a batch of experience, one value per row, and the metrics to report of it."""
+
+    def __call__(self, policy: Policy, sampler: Sampler, batch: B_contra) -> tuple[Float[Tensor, " b"], Metrics]: ...
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Says how good the sample at x_t promises to be; larger is better."""
-
-    num_images: int
-    """Images judged so far."""
+    """Scores samples x_t by the clean samples x_0 predicted from them at timesteps t; larger is better."""
 
     def __call__(
         self,
@@ -155,12 +183,12 @@ class Judge(Protocol):
 
 @runtime_checkable
 class DifferentiableJudge(Judge, Protocol):
-    """A judge that also says which way is up."""
+    """A judge that also returns the gradient of its scores."""
 
     def gradient(
         self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
-        """The scores of clean samples promised at a timestep, and their gradients with respect to them."""
+        """The scores of clean samples predicted at a timestep, and the gradients with respect to them."""
         ...
 
 

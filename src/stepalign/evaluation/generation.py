@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.data.manifest import MANIFEST, ImageRow
 from stepalign.data.prompts_cut import count_cut
@@ -39,7 +40,6 @@ from stepalign.runs.checks import check_base, check_folder, check_prompts, is_mi
 from stepalign.runs.recipes import local_path
 from stepalign.runs.run import open_run
 from stepalign.scorers.image_metric import to_pil
-from stepalign.sources.rollout import sample
 from stepalign.support.config import to_plain
 from stepalign.support.digests import Identity, hub_revision
 from stepalign.support.environment import device_name, versions

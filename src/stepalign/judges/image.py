@@ -17,7 +17,6 @@ class ImageJudge:
         self.decode = decode
         self.max_batch = max_batch
         """Images decoded and judged at once; None for all."""
-        self.num_images = 0
 
     def __call__(
         self,
@@ -26,14 +25,12 @@ class ImageJudge:
         t: Int[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
-        self.num_images += len(x_0)
         return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
     def gradient(
         self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """The scores of clean samples and their gradients with respect to them; needs a differentiable metric."""
-        self.num_images += len(x_0)
         return decoded_gradients(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
     def _score(

@@ -228,7 +228,6 @@ class StepAwareJudge:
         """Images decoded and judged at once; None for all."""
         self.preprocessing: Preprocessing = preprocessing or model.preprocessing
         """The one the model was trained with unless another is asked for."""
-        self.num_images = 0
         self.num_texts = 0
         self._text: dict[str, Float[Tensor, " e"]] = {}
 
@@ -240,7 +239,6 @@ class StepAwareJudge:
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
-        self.num_images += len(x_0)
         scores = decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
         precision = self.model.visual_projection.weight.dtype
         remedy = precision_remedy(precision, "judge.precision", otherwise="the judge's files are damaged")
@@ -256,7 +254,6 @@ class StepAwareJudge:
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """The scores of clean samples and their gradients with respect to them."""
         self._embed([prompt for prompt in dict.fromkeys(prompts) if prompt not in self._text])
-        self.num_images += len(x_0)
         return decoded_gradients(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
     def _score(

@@ -28,8 +28,7 @@ softplus(10 · .5 · .2 · 1.5) = softplus(1.5) = 1.701.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -37,136 +36,110 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.protocols import Metrics, Policy, Sampler
-from stepalign.support.config import require
+from stepalign.core.protocols import Grouped, Metrics, Policy, Sampler
+from stepalign.objectives.settings import Stepwise, Weighting
 
-Weighting = Literal["spo", "gradspo", "min-snr", "p2"]
 MIN_SNR_CAP = 5.0
 """The cap of Hang et al. (arXiv 2303.09556)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stepwise:
-    """A stepwise preference loss; see the module's docstring for the mathematics."""
+def stepwise_loss(
+    settings: Stepwise, policy: Policy, sampler: Sampler, batch: StepComparisons
+) -> tuple[Float[Tensor, " b"], Metrics]:
+    """One loss per comparison and its metrics: margin, accuracy, rms_delta (also by timestep), outside.
 
-    weighting: Weighting = "gradspo"
-    """How timesteps weigh: "spo" (eq. 4), "gradspo" (uniform in the target), "min-snr" or "p2" (GradSPO Table 8)."""
-    beta: float = 10.0
-    """Inverse temperature of the preference model, on a mean over latent entries."""
-    gamma: float = 0.5
-    """Length of GradSPO's guidance step; "spo" has its own B(t) and ignores it."""
-    trust_region: Literal["clamp", "rms"] | None = "rms"
-    """"clamp": each likelihood ratio is clamped to 1 ± clip, as in the released programs; "rms": a comparison whose
-    rms(delta) exceeds the radius gives no gradient; None: the papers' equations as printed."""
-    clip: float = 0.1
-    """Half-width of "clamp"."""
-    radius: float = 0.309
-    """Limit of rms(delta) for "rms"; sqrt(ln 1.1) = .309 is where "clamp" with clip = .1 stops GradSPO."""
-    noise: Literal["max-min", "separate"] = "max-min"
-    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell; where
-    there are two parents each keeps its own."""
+    Of two parents' rms_delta the larger counts.
+    """
+    p = batch.x_t.shape[1]
+    x_t, t, cond = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(p), batch.cond.tile(p)
+    with torch.no_grad():
+        eps_ref = _eps(settings, sampler, policy.predict(x_t, t, cond, role="reference"), x_t, t)
+        base = _base(settings, policy, sampler, batch, x_t, t, cond)
+    eps = _eps(settings, sampler, policy.predict(x_t, t, cond, role="policy"), x_t, t)
 
-    def __post_init__(self) -> None:
-        for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius)):
-            require(0 < value < math.inf, f"objective.{name}", value, "positive")
-        require(0 < self.clip < 1, "objective.clip", self.clip, "between 0 and 1")
+    noise = batch.noise
+    if settings.noise == "max-min" and p == 1:
+        half = (noise[:, 0] - noise[:, 1]) / 2
+        noise = torch.stack([half, -half], 1)
+    delta = eps - eps_ref.detach()
+    weight = target_weight(settings.weighting, sampler, batch.t).to(delta)[:, None]
+    step = guidance_step(settings, sampler, batch.t).to(delta)[:, None]
+    log_ratio = -2 * weight * step * (delta.unflatten(0, (-1, p)) * noise).mean((2, 3, 4))
+    if base is not None:
+        quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3)).unflatten(0, (-1, p))
+        log_ratio = log_ratio - weight * quadratic
+    if settings.trust_region == "clamp":
+        log_ratio = clamp_log_ratio(log_ratio, settings.clip)
+    margin = settings.beta * (log_ratio[:, 0] - log_ratio[:, 1])
+    loss = F.softplus(-margin)
 
-    def __call__(self, policy: Policy, sampler: Sampler, batch: StepComparisons) -> tuple[Float[Tensor, " b"], Metrics]:
-        """One loss per comparison and its metrics: margin, accuracy, rms_delta, outside.
-
-        Of two parents' rms_delta the larger counts.
-        """
-        p = batch.x_t.shape[1]
-        x_t, t, cond = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(p), batch.cond.tile(p)
-        with torch.no_grad():
-            eps_ref = self._eps(sampler, policy.predict(x_t, t, cond, role="reference"), x_t, t)
-            base = self._base(policy, sampler, batch, x_t, t, cond)
-        eps = self._eps(sampler, policy.predict(x_t, t, cond, role="policy"), x_t, t)
-
-        noise = batch.noise
-        if self.noise == "max-min" and p == 1:
-            half = (noise[:, 0] - noise[:, 1]) / 2
-            noise = torch.stack([half, -half], 1)
-        delta = eps - eps_ref.detach()
-        weight = target_weight(self.weighting, sampler, batch.t).to(delta)[:, None]
-        step = self.guidance_step(sampler, batch.t).to(delta)[:, None]
-        log_ratio = -2 * weight * step * (delta.unflatten(0, (-1, p)) * noise).mean((2, 3, 4))
-        if base is not None:
-            quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3)).unflatten(0, (-1, p))
-            log_ratio = log_ratio - weight * quadratic
-        if self.trust_region == "clamp":
-            log_ratio = clamp_log_ratio(log_ratio, self.clip)
-        margin = self.beta * (log_ratio[:, 0] - log_ratio[:, 1])
-        loss = F.softplus(-margin)
-
-        rms_delta = delta.detach().square().mean((1, 2, 3)).sqrt().unflatten(0, (-1, p)).amax(1)
-        if self.trust_region == "clamp":
-            low, high = clip_limits(self.clip)
-            outside = ((log_ratio.detach() <= low) | (log_ratio.detach() >= high)).all(1)
-        else:
-            outside = rms_delta > self.radius
-        if self.trust_region == "rms":
-            loss = torch.where(outside, loss.detach(), loss)
-        metrics = {
-            "margin": margin.detach(),
-            "accuracy": (margin.detach().sign() + 1) / 2,
-            "rms_delta": rms_delta,
-            "outside": outside.to(margin.dtype),
-        }
-        return loss, metrics
-
-    def guidance_step(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
-        if self.weighting == "spo":
-            return sampler.sigma(t) / _response(sampler, t)
-        return self.gamma * (1 - sampler.alpha_bar(t)).sqrt()
-
-    def kappa(self, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """kappa_t, in float64: the whole weight of a timestep in the unclipped loss."""
-        return 2 * target_weight(self.weighting, sampler, t) * self.guidance_step(sampler, t)
-
-    def _base(
-        self,
-        policy: Policy,
-        sampler: Sampler,
-        batch: StepComparisons,
-        x_t: Float[Tensor, "n c h w"],
-        t: Int[Tensor, " n"],
-        cond: Conditioning,
-    ) -> Float[Tensor, "n c h w"] | None:
-        """What the targets at n parents start from, where it does not cancel: under the clamp, and for two parents.
-
-        GradSPO's clamp takes the average's prediction, all else the one that was sampled with.
-        """
-        if self.trust_region != "clamp" and batch.x_t.shape[1] == 1:
-            return None
-        if self.trust_region != "clamp" or self.weighting == "spo":
-            return self._eps(sampler, batch.prediction.flatten(0, 1), x_t, t)
-        return self._eps(sampler, policy.predict(x_t, t, cond, role="ema"), x_t, t)
-
-    def _eps(
-        self,
-        sampler: Sampler,
-        prediction: Float[Tensor, "n c h w"],
-        x_t: Float[Tensor, "n c h w"],
-        t: Int[Tensor, " n"],
-    ) -> Float[Tensor, "n c h w"]:
-        """The noise that a prediction implies; under "spo", minus the step's mean where the SNR is zero.
-
-        There x_t is noise alone, whatever the prediction, and c_t infinite: the limit of c_t delta is the difference
-        of the means, which is finite. `_response` is 1 there, so that all formulas hold.
-        """
-        eps = sampler.predict_eps(prediction, x_t, t)
-        if self.weighting != "spo" or sampler.noise_response(t).isfinite().all():
-            return eps
-        zero = sampler.noise_response(t).isinf()[:, None, None, None]
-        return torch.where(zero, -sampler.transition(prediction, x_t, t).mean, eps)
+    rms_delta = delta.detach().square().mean((1, 2, 3)).sqrt().unflatten(0, (-1, p)).amax(1)
+    if settings.trust_region == "clamp":
+        low, high = clip_limits(settings.clip)
+        outside = ((log_ratio.detach() <= low) | (log_ratio.detach() >= high)).all(1)
+    else:
+        outside = rms_delta > settings.radius
+    if settings.trust_region == "rms":
+        loss = torch.where(outside, loss.detach(), loss)
+    metrics: Metrics = {
+        "margin": margin.detach(),
+        "accuracy": (margin.detach().sign() + 1) / 2,
+        "rms_delta": rms_delta,
+        "outside": outside.to(margin.dtype),
+        "rms_delta_by_timestep": Grouped(rms_delta, batch.t),
+    }
+    return loss, metrics
 
 
-SPO = Stepwise(weighting="spo", trust_region="clamp", noise="separate")
-"""SPO as released: its clamp, and targets that keep their own noise."""
-GRADSPO = Stepwise(weighting="gradspo", trust_region="clamp", noise="max-min")
-"""GradSPO as released; `replace(GRADSPO, trust_region="rms")` is the same without the third forward pass."""
+def guidance_step(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
+    if settings.weighting == "spo":
+        return sampler.sigma(t) / _response(sampler, t)
+    return settings.gamma * (1 - sampler.alpha_bar(t)).sqrt()
+
+
+def kappa(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """kappa_t, in float64: the whole weight of a timestep in the unclipped loss."""
+    return 2 * target_weight(settings.weighting, sampler, t) * guidance_step(settings, sampler, t)
+
+
+def _base(
+    settings: Stepwise,
+    policy: Policy,
+    sampler: Sampler,
+    batch: StepComparisons,
+    x_t: Float[Tensor, "n c h w"],
+    t: Int[Tensor, " n"],
+    cond: Conditioning,
+) -> Float[Tensor, "n c h w"] | None:
+    """What the targets at n parents start from, where it does not cancel: under the clamp, and for two parents.
+
+    GradSPO's clamp takes the average's prediction, all else the one that was sampled with.
+    """
+    if settings.trust_region != "clamp" and batch.x_t.shape[1] == 1:
+        return None
+    if settings.trust_region != "clamp" or settings.weighting == "spo":
+        return _eps(settings, sampler, batch.prediction.flatten(0, 1), x_t, t)
+    return _eps(settings, sampler, policy.predict(x_t, t, cond, role="ema"), x_t, t)
+
+
+def _eps(
+    settings: Stepwise,
+    sampler: Sampler,
+    prediction: Float[Tensor, "n c h w"],
+    x_t: Float[Tensor, "n c h w"],
+    t: Int[Tensor, " n"],
+) -> Float[Tensor, "n c h w"]:
+    """The noise that a prediction implies; under "spo", minus the step's mean where the SNR is zero.
+
+    There x_t is noise alone, whatever the prediction, and c_t infinite: the limit of c_t delta is the difference
+    of the means, which is finite. `_response` is 1 there, so that all formulas hold.
+    """
+    eps = sampler.predict_eps(prediction, x_t, t)
+    if settings.weighting != "spo" or sampler.noise_response(t).isfinite().all():
+        return eps
+    zero = sampler.noise_response(t).isinf()[:, None, None, None]
+    return torch.where(zero, -sampler.transition(prediction, x_t, t).mean, eps)
 
 
 def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -186,7 +159,7 @@ def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) 
 
 
 def _response(sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """c_t, and 1 where the SNR is zero and c_t infinite; see `Stepwise._eps`."""
+    """c_t, and 1 where the SNR is zero and c_t infinite; see `_eps`."""
     response = sampler.noise_response(t)
     return torch.where(response.isinf(), 1.0, response)
 

@@ -12,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 
 from stepalign.core.protocols import Sampler
-from stepalign.objectives.stepwise import Stepwise, Weighting, target_weight
+from stepalign.objectives.settings import Stepwise, Weighting
+from stepalign.objectives.stepwise import kappa, target_weight
 from stepalign.reports import plots
 from stepalign.reports.page import Panel, panel
 
@@ -34,7 +35,7 @@ def timestep_weights(sampler: Sampler) -> dict[str, dict[str, list[float]]]:
     return {
         "t": {"t": [float(step) for step in timesteps]},
         "a": {name: target_weight(name, sampler, t).tolist() for name in WEIGHTINGS},
-        "kappa": {name: Stepwise(weighting=name).kappa(sampler, t).tolist() for name in WEIGHTINGS},
+        "kappa": {name: kappa(Stepwise(weighting=name), sampler, t).tolist() for name in WEIGHTINGS},
     }
 
 

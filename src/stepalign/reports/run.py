@@ -28,6 +28,7 @@ from stepalign.reports.page import (
 )
 from stepalign.reports.sampling_record import sampling_words
 from stepalign.reports.summaries import RunSummary
+from stepalign.sources.settings import Candidates, Sources
 from stepalign.support.environment import timing_of
 from stepalign.support.files import write_text
 from stepalign.training.held_out_scores import ScoreChange
@@ -95,15 +96,14 @@ def write_report(
     examples: list[Example],
     prompt: str,
     trajectory: list[TrajectoryStep],
-    pairing: str = "best-worst",
-    signal: str = "candidates",
+    source: Sources,
     weights: list[Panel] | None = None,
     weighting: str = "",
 ) -> None:
     """Write the self-contained page of a run to `path` atomically.
 
     Images are in [0, 1]. `recipe` is YAML text, `rounds` the rows of metrics.jsonl, `prompt` the trajectory's,
-    `pairing` and `signal` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
+    `source` what the run trained on, `weights` what `figures.weights_panels` gives, `weighting` the run's
     own.
     Raises OSError when the folder of `path` cannot be written to; an older page is then unchanged.
     """
@@ -123,7 +123,7 @@ def write_report(
         "charts": _curves(rounds),
         "prompt": prompt,
         "trajectory": [_step_row(step, digits=step_digits) for step in trajectory],
-        "trained": _trained_words(pairing, signal),
+        "trained": _trained_words(source),
         "warnings": _warnings(summary),
         "calls": [(call_words(name), f"{count:,}") for name, count in (summary.get("calls") or {}).items()],
         "weights": weights,
@@ -169,9 +169,9 @@ def call_words(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
+def _trained_words(source: Sources) -> tuple[str, str]:
     """The use of a step's candidates, with a sufficient gap and without."""
-    if signal == "clean-gradient":
+    if not isinstance(source, Candidates):
         words = "Not trained on: this run learns from the judge's gradient."
         return words, words
     dropped = "Dropped: the judge told the candidates too little apart."
@@ -179,7 +179,7 @@ def _trained_words(pairing: str, signal: str) -> tuple[str, str]:
         "best-worst": "Trained on: best against worst.",
         "all-k": "Trained on: all candidates, weighted by their scores.",
         "two-random": "Trained on: two random candidates.",
-    }[pairing], dropped
+    }[source.pairing], dropped
 
 
 def _score_row(name: str, row: ScoreChange, *, digits: int) -> dict[str, Any]:

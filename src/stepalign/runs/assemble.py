@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
+from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.protocols import Judge, Metric
 from stepalign.core.sampler import DDIM
 from stepalign.data.prompt_files import load_prompts
 from stepalign.data.prompts_cut import Reader
+from stepalign.judges.counted import CountedJudge
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
 from stepalign.judges.spm_files import RELEASED_TOKENIZER
@@ -22,14 +25,20 @@ from stepalign.models.clip import first_line, resolve_folder
 from stepalign.models.identity import base_identity
 from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
+from stepalign.objectives.load import load_objective
 from stepalign.runs.checks import check_prompts, check_recipe
 from stepalign.runs.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.runs.scorer_names import load_scorer, scorer_entries
 from stepalign.scorers.image_metric import ImageMetric
 from stepalign.scorers.pickscore import PickScore
+from stepalign.sources.branching import applies_at
+from stepalign.sources.by_prompt import PromptSampling
+from stepalign.sources.load import load_source
+from stepalign.sources.prompt_order import PromptStream
 from stepalign.support.digests import Identity, network_identity, text_digest, values_digest
 from stepalign.support.parallel import processes
 from stepalign.training.trainer import Trainer
+from stepalign.training.updater import Updater
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 ORACLES: dict[str, Metric] = {"aesthetic": oracles.aesthetic, "alignment": oracles.alignment}
@@ -61,7 +70,9 @@ class Parts:
     policy: LoraPolicy
     sampler: DDIM
     judge: Judge
-    trainer: Trainer
+    stream: PromptStream
+    """The training prompts, in the order of training."""
+    trainer: Trainer[StepComparisons]
     held_out: list[str]
     """Prompts to evaluate on; empty when the recipe has none."""
     metrics: dict[str, Metric]
@@ -102,23 +113,14 @@ def assemble(recipe: Recipe) -> Parts:
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
     sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
-    if not any(recipe.branching.applies_at(t, sampler) for t in sampler.timesteps):
+    if not any(applies_at(recipe.branching, t, sampler) for t in sampler.timesteps):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
     if recipe.base.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     policy = LoraPolicy(guided_network(model, recipe.base), rank=recipe.lora_rank, seed=recipe.seed)
-    trainer = Trainer(
-        policy,
-        sampler,
-        judge,
-        recipe.objective,
-        encode=model.encode,
-        prompts=prompts,
-        latent_shape=model.latent_shape,
-        branching=recipe.branching,
-        config=recipe.training,
-        seed=recipe.seed,
-        loss_scaling=precision_of(recipe.base) == torch.float16,
+    counted, stream = CountedJudge(judge), PromptStream(prompts, seed=recipe.seed)
+    trainer = make_trainer(
+        recipe, policy, sampler, counted, encode=model.encode, stream=stream, latent_shape=model.latent_shape
     )
     found = _scorers(recipe, scorers)
     return Parts(
@@ -126,7 +128,8 @@ def assemble(recipe: Recipe) -> Parts:
         model,
         policy,
         sampler,
-        judge,
+        counted,
+        stream,
         trainer,
         held_out,
         found.metrics,
@@ -145,6 +148,36 @@ def _scorers(recipe: Recipe, entries: dict[str, str]) -> _Scorers:
         found.identity[f"scorer {name}"] = scorer.record.content
         found.metrics[name], found.readers[name] = ImageMetric(scorer), scorer.num_cut
     return found
+
+
+def make_trainer(
+    recipe: Recipe,
+    policy: LoraPolicy,
+    sampler: DDIM,
+    judge: CountedJudge,
+    *,
+    encode: Callable[[list[str]], Conditioning],
+    stream: PromptStream,
+    latent_shape: tuple[int, int, int],
+) -> Trainer[StepComparisons]:
+    """The trainer that a recipe describes: its source, its objective, its updates."""
+    training = recipe.training
+    scaled = precision_of(recipe.base) == torch.float16
+    updater = Updater(policy, config=training, seed=recipe.seed, loss_scaling=scaled)
+    sampling = PromptSampling(
+        policy.denoiser(training.rollout_role),
+        sampler,
+        encode,
+        stream,
+        latent_shape,
+        prompts_per_round=training.prompts_per_round,
+        sample_batch=training.sample_batch,
+        seed=recipe.seed,
+        device=updater.device,
+    )
+    source = load_source(recipe.source, recipe.branching, sampling, judge)
+    objective = load_objective(recipe.objective)
+    return Trainer(source, objective, updater, sampler=sampler, counters=[judge.calls])
 
 
 def precision_of(choice: FrozenModel | JudgeChoice) -> torch.dtype:

@@ -13,6 +13,7 @@ import torch
 
 from stepalign.core.choices import Role
 from stepalign.core.sampler import DDIM
+from stepalign.core.sampling import trajectory
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.reports.figures import gains_panels, plot_gains
 from stepalign.reports.run import add_gains
@@ -20,7 +21,6 @@ from stepalign.runs.assemble import Parts, assemble
 from stepalign.runs.held_out import sampling_of
 from stepalign.runs.recipes import load_recipe
 from stepalign.runs.run_directory import CHECKPOINT, RECIPE, REPORT
-from stepalign.sources.rollout import trajectory
 from stepalign.support.config import to_plain
 from stepalign.support.digests import refuse_differences
 from stepalign.support.file_record import update_record
@@ -61,7 +61,7 @@ def measure_gains(
             tick(done, total)
         return scores
 
-    base, aligned = measured("reference"), measured(parts.recipe.export)
+    base, aligned = measured("reference"), measured(parts.recipe.exported_role)
     clusters = clusters_of(prompts)
     gains: dict[str, dict[str, ScoreChange]] = {
         metric: {

@@ -133,12 +133,12 @@ class GuardWatch:
 
     def _measure(self, num_rounds: int) -> Alarm | None:
         """Measure the policy, write the row, and return the alarm it gives."""
-        scores = self._scores(self._parts.recipe.export, self._parts.guard.prompts, FIRST)
+        scores = self._scores(self._parts.recipe.exported_role, self._parts.guard.prompts, FIRST)
         row: GuardRow = {"round": num_rounds, "scores": scores, "alarm": None}
         if self.rows:
             self._test(row)
         self.rows.append(row)
-        self._parts.trainer.book("guard")
+        self._parts.trainer.record_calls("guard")
         policy = self._parts.policy
         weights = KeptAdapter(adapter=_on_cpu(policy.adapter), ema=_on_cpu(policy.ema))
         if num_rounds == 0:
@@ -160,7 +160,7 @@ class GuardWatch:
         found = falls(first, row["scores"], level=level)
         if not found:
             return
-        base, model = (self._scores(role, second, row["round"]) for role in ("reference", recipe.export))
+        base, model = (self._scores(role, second, row["round"]) for role in ("reference", recipe.exported_role))
         best = self._best_rounds()
         alarms = [_alarm(fall, since=best[fall.metric]) for fall in confirmed(found, base, model)]
         row["alarm"] = min(alarms, key=lambda alarm: alarm["since"], default=None)

@@ -17,6 +17,7 @@ from stepalign.core.choices import Role
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.runs.assemble import Parts
 from stepalign.runs.recipes import Recipe
+from stepalign.sources.branching import applies_at
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.watcher import Watcher
 from stepalign.training.held_out_scores import ScoreChange
@@ -53,7 +54,7 @@ def start_health(parts: Parts, rows: list[Row], watcher: Watcher) -> HealthWatch
         lines.append(line)
         if sign is not None:
             health.add(sign)
-    parts.trainer.work("checks")  # forgotten
+    parts.trainer.drain_counters("checks")  # not counted
     if parts.trainer.num_rounds == 0:
         watcher.note(f"checked: {'; '.join(lines)}")
     return health
@@ -63,9 +64,9 @@ def start_health(parts: Parts, rows: list[Row], watcher: Watcher) -> HealthWatch
 def make_probe(parts: Parts) -> Probe:
     """The probe of a run; its prompt is the first that training uses."""
     recipe, sampler, device = parts.recipe, parts.sampler, parts.model.device
-    t = next(t for t in sampler.timesteps if recipe.branching.applies_at(t, sampler))
+    t = next(t for t in sampler.timesteps if applies_at(recipe.branching, t, sampler))
     noise = PromptNoise([generator_for(recipe.seed, Purpose.START_CHECK, row) for row in range(2)], device=device)
-    prompts = [parts.trainer.stream[0]] * 2
+    prompts = [parts.stream[0]] * 2
     cond, x_t, step_t = parts.model.encode(prompts), noise.normal(*parts.model.latent_shape), torch.tensor([t, t])
     step_t = step_t.to(device)
     prediction = parts.policy.predict(x_t, step_t, cond, role="reference")
@@ -110,7 +111,7 @@ def check_gradients(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     batch = StepComparisons(probe.cond, probe.t, probe.x_t[:, None], probe.prediction[:, None], noise)
     scale = updater.scaler.get_scale()
     while True:
-        losses, _ = updater.objective(parts.policy, parts.sampler, batch)
+        losses, _ = parts.trainer.objective(parts.policy, parts.sampler, batch)
         check_finite(losses, "the first loss", "check the model's files and objective.beta")
         (losses.mean() * scale).backward()
         gradients = {
@@ -195,7 +196,7 @@ def check_end(parts: Parts, health: HealthWatch) -> str | None:
                 "nothing trained",
                 rounds,
                 f"no optimizer update was made in {rounds} rounds, and the adapter is the untrained one; lower "
-                "training.min_gap",
+                "source.min_gap",
             )
         )
         return None
@@ -205,14 +206,14 @@ def check_end(parts: Parts, health: HealthWatch) -> str | None:
             "the policy has diverged; start again with a lower training.learning_rate"
         )
     try:
-        moved = effect(parts, make_probe(parts), parts.recipe.export)
+        moved = effect(parts, make_probe(parts), parts.recipe.exported_role)
         sign = change_sign(parts.recipe, moved, rounds)
     except NotFinite as error:
         failed = f"the trained policy is of no use: {error}"
         sign = Sign("policy not finite", rounds, failed)
     if sign is not None:
         health.add(sign)
-    parts.trainer.work("checks")  # forgotten
+    parts.trainer.drain_counters("checks")  # not counted
     return failed
 
 

@@ -115,9 +115,9 @@ def _work(recipe: Recipe, run: Run) -> RunSummary | None:
     """Train the remaining rounds, measure, and write the results."""
     parts = assemble(recipe)
     run.identify(parts.identity)
-    for note in notes_on(recipe, [*parts.trainer.stream.prompts, *parts.held_out]):
+    for note in notes_on(recipe, [*parts.stream.prompts, *parts.held_out]):
         run.watcher.note(note)
-    cut = {"training": count_cut(parts.readers, parts.trainer.stream.prompts, run.watcher, which="training")}
+    cut = {"training": count_cut(parts.readers, parts.stream.prompts, run.watcher, which="training")}
     if parts.held_out:
         readers = parts.readers | parts.scorer_readers
         cut["held-out"] = count_cut(readers, parts.held_out, run.watcher, which="held-out")
@@ -198,17 +198,17 @@ def _finish(progress: Progress) -> RunSummary | None:
     start, parts, run = time.perf_counter(), progress.parts, progress.run
     if processes().is_main_process:
         write_recipe(run.output, parts.recipe)
-        parts.model.save_adapter(run.output / ADAPTER, parts.policy.weights(parts.recipe.export))
+        parts.model.save_adapter(run.output / ADAPTER, parts.policy.weights(parts.recipe.exported_role))
     failed = check_end(parts, progress.health)
     evaluated = None
     try:
         evaluated = evaluate_run(parts, run.watcher)
     except NotFinite as error:
         failed = failed or f"the trained policy cannot be evaluated: {error}"
-    parts.trainer.book("evaluation")
+    parts.trainer.record_calls("evaluation")
     if not processes().is_main_process:
         return None
-    prompt = parts.held_out[0] if parts.held_out else parts.trainer.stream.prompts[0]
+    prompt = parts.held_out[0] if parts.held_out else parts.stream.prompts[0]
     trajectory: list[TrajectoryStep] = []
     with suppress(NotFinite):  # of a policy that `failed` names
         trajectory = candidates_along(parts, prompt)
@@ -268,8 +268,7 @@ def _write_page(
         examples=examples_of(parts.held_out, *evaluated) if evaluated else [],
         prompt=prompt,
         trajectory=trajectory,
-        pairing=recipe.training.pairing,
-        signal=recipe.training.signal,
+        source=recipe.source,
         weights=weights_panels(parts.sampler, recipe.objective.weighting),
         weighting=recipe.objective.weighting,
     )

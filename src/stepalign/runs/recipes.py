@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stepalign.core.choices import PredictionType, Preprocessing
-from stepalign.objectives.stepwise import GRADSPO, SPO, Stepwise
-from stepalign.sources.rollout import Branching
+from stepalign.objectives.settings import GRADSPO, SPO, Objectives
+from stepalign.sources.settings import Branching, Candidates, Sources
 from stepalign.support.config import absolute_path, load_named, require
 from stepalign.training.settings import Training, Watch
 
@@ -139,13 +139,14 @@ class Recipe:
     """Rank of the adapter on every attention projection; alpha equals it."""
     base: Model = field(default_factory=Model)
     judge: JudgeChoice = field(default_factory=JudgeChoice)
+    source: Sources = field(default_factory=Candidates)
     branching: Branching = field(default_factory=Branching)
-    objective: Stepwise = GRADSPO
+    objective: Objectives = GRADSPO
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     guard: Guard = field(default_factory=Guard)
     watch: Watch = field(default_factory=Watch)
-    export: Literal["policy", "ema"] = "policy"
+    exported_role: Literal["policy", "ema"] = "policy"
     """Which adapter is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
@@ -161,36 +162,27 @@ class Recipe:
             self.guard.every,
             "0 without evaluation.prompts and evaluation.scorers, held-out metrics for it to watch",
         )
-        gradient = self.training.signal == "clean-gradient"
-        windows = gradient and max(self.branching.num_inner_steps) > 1
-        require(not windows, "branching.num_inner_steps", self.branching.num_inner_steps, "1 with a clean gradient")
-        several = self.branching.inner_steps == "path" and max(self.branching.num_inner_steps) > 1
-        require(
-            not several or self.training.pairing != "all-k",
-            "training.pairing",
-            self.training.pairing,
-            "best-worst or two-random where several steps of a path train: their candidates have parents of their own",
-        )
+        self.source.check(self.branching)
 
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
 """Stable Diffusion XL's VAE, changed to stay finite in half precision."""
-GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(sample_with="ema"))
-SPO_SD15 = replace(GRADSPO_SD15, name="spo-sd15", objective=SPO, training=Training(sample_with="policy"))
+GRADSPO_SD15 = Recipe(name="gradspo-sd15", training=Training(rollout_role="ema"))
+SPO_SD15 = replace(GRADSPO_SD15, name="spo-sd15", objective=SPO, training=Training(rollout_role="policy"))
 GRADSPO_SDXL = Recipe(
     name="gradspo-sdxl",
     model=SDXL,
     lora_rank=64,
     judge=JudgeChoice(path=f"{RELEASED_JUDGES}/sdxl_step-aware_preference_model.bin"),
+    source=Candidates(min_gap=0.4),
     training=Training(
         num_rounds=2500,
         prompts_per_round=16,
         sample_batch=4,
         comparisons_per_update=16,
         train_batch=4,
-        sample_with="ema",
-        min_gap=0.4,
+        rollout_role="ema",
         learning_rate=1e-5,
     ),
 )
@@ -199,7 +191,7 @@ SPO_SDXL = replace(
     name="spo-sdxl",
     branching=Branching(num_inner_steps=(4,)),
     objective=SPO,
-    training=replace(GRADSPO_SDXL.training, sample_with="policy"),
+    training=replace(GRADSPO_SDXL.training, rollout_role="policy"),
 )
 GRADSPO_MINIATURE = Recipe(
     name="gradspo-miniature",
@@ -207,6 +199,7 @@ GRADSPO_MINIATURE = Recipe(
     prompts=MINIATURE,
     base=Model(guidance_scale=2.0, precision="fp32"),
     judge=JudgeChoice(path=MINIATURE),
+    source=Candidates(pairing="all-k", min_gap=0.0),
     branching=Branching(num_candidates=8),
     objective=replace(GRADSPO, trust_region="rms"),
     training=Training(
@@ -215,9 +208,7 @@ GRADSPO_MINIATURE = Recipe(
         sample_batch=32,
         comparisons_per_update=128,
         train_batch=128,
-        sample_with="ema",
-        pairing="all-k",
-        min_gap=0.0,
+        rollout_role="ema",
         learning_rate=1e-4,
     ),
     evaluation=Evaluation(prompts=MINIATURE, num_prompts=216, oracles=("aesthetic", "alignment"), batch_size=72),
@@ -225,11 +216,10 @@ GRADSPO_MINIATURE = Recipe(
 SPO_MINIATURE = replace(
     GRADSPO_MINIATURE,
     name="spo-miniature",
+    source=Candidates(pairing="best-worst", min_gap=0.0),
     branching=Branching(num_candidates=4),
     objective=SPO,
-    training=replace(
-        GRADSPO_MINIATURE.training, prompts_per_round=48, sample_with="policy", pairing="best-worst", min_gap=0.0
-    ),
+    training=replace(GRADSPO_MINIATURE.training, prompts_per_round=48, rollout_role="policy"),
 )
 RECIPES = {
     recipe.name: recipe for recipe in (GRADSPO_SD15, SPO_SD15, GRADSPO_SDXL, SPO_SDXL, GRADSPO_MINIATURE, SPO_MINIATURE)

@@ -28,13 +28,13 @@ def evaluate_run(parts: Parts, watcher: Watcher) -> tuple[Generated, Generated] 
         watcher.phase("evaluate", done, total)
 
     base = measure(parts, "reference", num_kept=NUM_EXAMPLES, tick=tick)
-    return base, measure(parts, parts.recipe.export, num_kept=NUM_EXAMPLES, tick=tick)
+    return base, measure(parts, parts.recipe.exported_role, num_kept=NUM_EXAMPLES, tick=tick)
 
 
 def count_calls(parts: Parts, guard: GuardWatch | None, example: str) -> dict[str, int]:
     """Network calls, judged images and embedded texts of the whole run."""
     trainer = parts.trainer
-    calls = trainer.calls + Counter(trainer.work("evaluation"))  # the last are the example trajectory's
+    calls = trainer.calls + Counter(trainer.drain_counters("evaluation"))  # the last are the example trajectory's
     return dict(calls) | _num_texts(parts, guard, example)
 
 
@@ -44,7 +44,7 @@ def _num_texts(parts: Parts, guard: GuardWatch | None, example: str) -> dict[str
     Base model and judge embed every distinct prompt once, and the base model the empty one where guidance needs it.
     """
     world, num = processes().num_processes, parts.recipe.training.prompts_per_round
-    stream, held_out = parts.trainer.stream, parts.held_out[::world]
+    stream, held_out = parts.stream, parts.held_out[::world]
     trained = [
         stream[position]
         for first in range(0, num * parts.trainer.num_rounds, num)

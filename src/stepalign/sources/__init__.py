@@ -1,5 +1,7 @@
-"""Experience sources: where the comparisons of a training round come from.
+"""Experience sources: where the batches of a training round come from.
 
-`rollout` samples candidates and scores them (SPO, GradSPO); `clean_gradient` follows the judge's exact gradient;
-`prompt_order` decides which prompts a round uses.
+`settings` holds the settings of each source and their union `Sources`, `load` builds the source for them. `candidates`
+compares candidates that a judge scored (SPO, GradSPO), `clean_gradient` follows the judge's exact gradient; both go
+through a round's prompts with `by_prompt`, in the order of `prompt_order`. `rollout` samples and scores the candidates
+where `branching` applies.
 """

@@ -3,16 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
+from stepalign.core.experience import Collected
 from stepalign.core.protocols import Denoiser, DifferentiableJudge, Sampler
 from stepalign.core.seeding import PromptNoise
-from stepalign.sources.rollout import Branching, check_scores
-from stepalign.support.finite import check_finite
+from stepalign.sources.branching import applies_at
+from stepalign.sources.by_prompt import Compared, PromptSampling, collect_by_prompt
+from stepalign.sources.settings import Branching
+from stepalign.support.finite import check_finite, check_scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CleanGradientSource:
+    """Collects one comparison per step of a plain trajectory, along the gradient of the judge's score."""
+
+    branching: Branching
+    sampling: PromptSampling
+    judge: DifferentiableJudge
+
+    @property
+    def digest(self) -> str:
+        """Of the prompts."""
+        return self.sampling.stream.digest
+
+    def collect(self, index: int, tick: Callable[[int, int], None]) -> Collected[StepComparisons]:
+        """This process's comparisons of round `index`, counted from 0."""
+        return collect_by_prompt(self.sampling, index, tick, self._compare)
+
+    def _compare(
+        self, prompts: list[str], cond: Conditioning, noise: PromptNoise, on_step: Callable[[], None]
+    ) -> Compared:
+        comparisons, scores = gradient_rollout(
+            self.sampling.denoise,
+            self.sampling.sampler,
+            self.judge,
+            cond=cond,
+            prompts=prompts,
+            latent_shape=self.sampling.latent_shape,
+            noise=noise,
+            branching=self.branching,
+            on_step=on_step,
+        )
+        return Compared(
+            [(step, step.noise.flatten(1).any(1)) for step in comparisons],
+            {
+                "judge_score": scores.tolist(),
+                "judge_timestep": int(comparisons[-1].t[0]) if comparisons else None,
+                "judge_spread": [],
+            },
+        )
 
 
 @torch.no_grad()
@@ -43,7 +88,7 @@ def gradient_rollout(
     for t in sampler.timesteps:
         step_t = torch.full((b,), t, device=x_t.device)
         prediction = denoise(x_t, step_t, cond)
-        if branching.applies_at(t, sampler):
+        if applies_at(branching, t, sampler):
             scores, gradient = judge.gradient(sampler.predict_x0(prediction, x_t, step_t), step_t, prompts)
             check_scores(scores, t)
             half = _half_difference(gradient.float(), t)

@@ -1,11 +1,9 @@
-"""Branch, judge, go on: sampling in which every step is a pool of judged candidates (SPO section 4, GradSPO 2.2)."""
+"""Candidate rollouts: sample k next latents per step, score them, continue from one (SPO section 4, GradSPO 2.2)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,61 +12,9 @@ from torch import Tensor
 from stepalign.core.batch import Conditioning, StepCandidates
 from stepalign.core.protocols import Denoiser, Judge, Sampler
 from stepalign.core.seeding import PromptNoise
-from stepalign.support.config import require
-from stepalign.support.finite import check_finite
-
-Continuation = Literal["random", "best", "worst"]
-InnerSteps = Literal["path", "look-ahead"]
-
-
-@dataclass(frozen=True, slots=True)
-class Branching:
-    """How a rollout branches."""
-
-    num_candidates: int = 4
-    """k, the candidates drawn at each branching step."""
-    timestep_range: tuple[int, int] = (0, 750)
-    """Steps that branch, ends included, counted from 0 as the papers do: Stable Diffusion's t = 751 is their 750."""
-    continue_from: Continuation = "random"
-    """Which candidate the trajectory goes on from; "best" and "worst" are the ablations of SPO Table 4."""
-    num_inner_steps: tuple[int, ...] = (1,)
-    """j, the steps from a branching to its judgement; a window is cut where sampling ends, and on a path where
-    branching does. Several values hold from high noise to low, with a bound between each two."""
-    inner_step_bounds: tuple[int, ...] = ()
-    """Timesteps of the grid (751, not 750), falling, from which down the next value of num_inner_steps holds: 4 1 with
-    the bound 400 looks 4 steps ahead above t = 400 and 1 from there on."""
-    inner_steps: InnerSteps = "path"
-    """"path": each branch draws noise of its own at every step of the window, and every step trains (MSPO, SPO section
-    4.5); "look-ahead": noise at the first step alone, deterministic steps from there, and the first step trains."""
-    go_on_at: Literal["window-end", "next-step"] = "window-end"
-    """Where the trajectory goes on after a window: at its end, or, for "look-ahead", at the next step."""
-
-    def __post_init__(self) -> None:
-        require(self.num_candidates >= 2, "branching.num_candidates", self.num_candidates, "at least 2 to compare")
-        inner, bounds = self.num_inner_steps, self.inner_step_bounds
-        require(len(inner) >= 1 and min(inner) >= 1, "branching.num_inner_steps", inner, "numbers of at least 1")
-        falling = all(high > low for high, low in pairwise(bounds))
-        require(
-            falling and len(bounds) == len(inner) - 1,
-            "branching.inner_step_bounds",
-            bounds,
-            f"falling timesteps, {len(inner) - 1} for {len(inner)} values of num_inner_steps",
-        )
-        anywhere = self.go_on_at == "window-end" or self.inner_steps == "look-ahead" or max(inner) == 1
-        require(anywhere, "branching.go_on_at", self.go_on_at, 'window-end where inner_steps is "path"')
-
-    def applies_at(self, t: int, sampler: Sampler) -> bool:
-        """Whether the step from t draws a pool."""
-        low, high = self.timestep_range
-        return low <= t - 1 <= high and sampler.is_stochastic(t)
-
-    def window(self, t: int, sampler: Sampler) -> list[int]:
-        """The timesteps of the window that branches at t, whose steps the branches take before they are judged."""
-        length = self.num_inner_steps[sum(t <= bound for bound in self.inner_step_bounds)]
-        ahead = [step for step in sampler.timesteps if step <= t][:length]
-        if self.inner_steps == "look-ahead":
-            return ahead
-        return list(takewhile(lambda step: self.applies_at(step, sampler), ahead))
+from stepalign.sources.branching import applies_at, window
+from stepalign.sources.settings import Branching, Continuation
+from stepalign.support.finite import check_scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +26,9 @@ class Pool:
     t_prev: int
     """Where the branches are judged; the judge's timestep."""
     x_0: Float[Tensor, "b k c h w"]
-    """The clean samples they promise there, as the judge saw them."""
-    followed: Int[Tensor, " b"]
-    """The candidate each trajectory went on from."""
+    """The clean samples predicted there, as the judge saw them."""
+    continued_from: Int[Tensor, " b"]
+    """The candidate that each trajectory continues from."""
 
     @property
     def candidates(self) -> StepCandidates:
@@ -118,7 +64,7 @@ def rollout(
     Every point is predicted once: all k branches are predicted where they step on and where they are judged, and the
     survivor's prediction is the next step's. Branches that end in samples are judged as they are at timestep 0. With
     N = 20 and branching from 750 a prompt costs 5 + 15 k predictions, whatever the windows' length on a path, and k
-    judgements for each window: 16 k where j = 1. Going on at the next step costs min(j, steps left) k predictions for
+    judgements for each window: 16 k where j = 1. Resuming at the next step costs min(j, steps left) k predictions for
     every branching.
 
     Raises NotFinite, naming the part, when a prediction, a decoded image or a score is not a finite number.
@@ -133,14 +79,14 @@ def rollout(
         step_t = torch.full((b,), t, device=x_t.device)
         if prediction is None:
             prediction = denoise(x_t, step_t, cond)
-        if branching.applies_at(t, sampler):
+        if applies_at(branching, t, sampler):
             parents = _Branches(t, x_t[:, None], prediction[:, None])
             trace, noises = _branch(denoise, sampler, parents, tiled, noise, branching)
             pool, at = _judge(judge, sampler, cond, repeated, trace, noises, branching, noise)
             pools.append(pool)
             rows = torch.arange(b, device=x_t.device)
-            x_t, t = at.x_t[rows, pool.followed], at.t
-            prediction = None if at.prediction is None else at.prediction[rows, pool.followed]
+            x_t, t = at.x_t[rows, pool.continued_from], at.t
+            prediction = None if at.prediction is None else at.prediction[rows, pool.continued_from]
             finished, num_steps = at.prediction is None, trace.index(at)
         else:
             x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
@@ -166,7 +112,7 @@ def _branch(
     """
     k, shape = branching.num_candidates, parents.x_t.shape[2:]
     trace, noises = [parents], []
-    for index, t in enumerate(branching.window(parents.t, sampler)):
+    for index, t in enumerate(window(branching, parents.t, sampler)):
         at = trace[-1]
         assert at.prediction is not None
         flat_t = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), t, device=at.x_t.device)
@@ -198,7 +144,7 @@ def _judge(
     branching: Branching,
     noise: PromptNoise,
 ) -> tuple[Pool, _Branches]:
-    """A window's branches judged at its end, as a pool, and where the trajectory goes on; `prompts` one per branch."""
+    """A window's branches judged at its end, as a pool, and where the trajectory resumes; `prompts` one per branch."""
     end = trace[-1]
     b, k = end.x_t.shape[:2]
     flat, flat_t = end.x_t.flatten(0, 1), torch.full((b * k,), end.t, device=end.x_t.device)
@@ -211,39 +157,7 @@ def _judge(
         t = torch.full((b,), at.t, device=flat.device)
         transitions.append(StepCandidates(cond, t, at.x_t, at.prediction, draws, scores))
     pool = Pool(transitions, end.t, x_0.unflatten(0, (b, k)), _choose(branching.continue_from, scores, noise))
-    return pool, trace[1] if branching.go_on_at == "next-step" else end
-
-
-@torch.no_grad()
-def trajectory(
-    denoise: Denoiser,
-    sampler: Sampler,
-    *,
-    cond: Conditioning,
-    latent_shape: tuple[int, int, int],
-    noise: PromptNoise,
-) -> Iterator[tuple[int, Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]]:
-    """Plain sampling step by step: every timestep, x_t and the x̂0 predicted there; last 0 and the samples, twice."""
-    x_t = noise.normal(*latent_shape)
-    for t in sampler.timesteps:
-        step_t = torch.full((len(noise),), t, device=x_t.device)
-        prediction = denoise(x_t, step_t, cond)
-        yield t, x_t, sampler.predict_x0(prediction, x_t, step_t)
-        x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
-    yield 0, x_t, x_t
-
-
-def sample(
-    denoise: Denoiser,
-    sampler: Sampler,
-    *,
-    cond: Conditioning,
-    latent_shape: tuple[int, int, int],
-    noise: PromptNoise,
-) -> Float[Tensor, "b c h w"]:
-    """Plain samples: the same steps without pools."""
-    *_, (_, x_0, _) = trajectory(denoise, sampler, cond=cond, latent_shape=latent_shape, noise=noise)
-    return x_0
+    return pool, trace[1] if branching.resume_at == "next-step" else end
 
 
 def _choose(rule: Continuation, scores: Float[Tensor, "b k"], noise: PromptNoise) -> Int[Tensor, " b"]:
@@ -254,8 +168,3 @@ def _choose(rule: Continuation, scores: Float[Tensor, "b k"], noise: PromptNoise
             return scores.argmax(1)
         case "worst":
             return scores.argmin(1)
-
-
-def check_scores(scores: Float[Tensor, " b"], t: int) -> None:
-    """Raise NotFinite, naming the judge, unless all scores at a timestep are finite numbers."""
-    check_finite(scores, f"the judge's scores at timestep {t}", "check the files of the judge")

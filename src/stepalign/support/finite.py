@@ -30,3 +30,8 @@ def precision_remedy(dtype: torch.dtype, field: str, *, otherwise: str) -> str:
     if dtype == torch.float16:
         return f"fp16 overflows above 65504: give --{field} bf16 or fp32"
     return otherwise
+
+
+def check_scores(scores: Tensor, t: int) -> None:
+    """Raise NotFinite, naming the judge, unless all its scores "b" at a timestep are finite numbers."""
+    check_finite(scores, f"the judge's scores at timestep {t}", "check the files of the judge")

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from stepalign.core.batch import Conditioning
 from stepalign.core.protocols import Decode, Denoiser, Judge, Metric, Sampler
+from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.sources.rollout import check_scores, sample
 from stepalign.support.config import to_plain
+from stepalign.support.finite import check_scores
 from stepalign.support.statistics import clusters_of, paired_difference
 
 

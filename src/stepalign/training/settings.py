@@ -1,11 +1,11 @@
-"""Settings of a run's training, and of the watch over it."""
+"""Settings of a run's training, and of the watch for signs of trouble."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from stepalign.core.choices import Pairing, Role
+from stepalign.core.choices import Role
 from stepalign.support.config import require
 
 LARGEST = 1e15
@@ -14,7 +14,7 @@ LARGEST = 1e15
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How a run collects comparisons and learns from them."""
+    """The size of a run's rounds and updates, and the optimizer."""
 
     num_rounds: int = 1000
     """Rounds of sampling and training."""
@@ -26,14 +26,8 @@ class Training:
     """Comparisons behind one optimizer step, over all processes; a round's are split as evenly as this allows."""
     train_batch: int = 10
     """Comparisons in one forward and backward pass of one process; those of two parents count twice."""
-    sample_with: Role = "policy"
-    """Who samples: "policy" (SPO) or the running "ema" (GradSPO)."""
-    signal: Literal["candidates", "clean-gradient"] = "candidates"
-    """Where comparisons come from: judged candidates, or a differentiable judge's gradient (GradSPO appendix G)."""
-    pairing: Pairing = "best-worst"
-    """What stands for z⁺ - z⁻: "best-worst", "all-k" (every candidate votes) or "two-random"."""
-    min_gap: float = 0.3
-    """Comparisons whose two candidates the judge tells apart by less, P(best) - P(worst), are not trained on."""
+    rollout_role: Role = "policy"
+    """The weights that sample: "policy" (SPO) or the running "ema" (GradSPO)."""
     learning_rate: float = 6e-5
     weight_decay: float = 1e-4
     max_grad_norm: float | None = None
@@ -54,7 +48,6 @@ class Training:
         ):
             require(getattr(self, name) >= 1, f"training.{name}", getattr(self, name), "at least 1")
         require(0 <= self.ema_decay < 1, "training.ema_decay", self.ema_decay, "at least 0 and below 1")
-        require(0 <= self.min_gap <= 1, "training.min_gap", self.min_gap, "between 0 and 1")
         require(0 < self.learning_rate < LARGEST, "training.learning_rate", self.learning_rate, "positive, below 1e15")
         require(0 <= self.weight_decay < LARGEST, "training.weight_decay", self.weight_decay, "at least 0, below 1e15")
         norm = self.max_grad_norm
@@ -63,7 +56,7 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """When training is said to learn nothing, or to fall apart."""
+    """When a run is reported to learn nothing, or to diverge."""
 
     action: Literal["warn", "stop"] = "warn"
     """"warn" notes each sign once; "stop" ends training, too, and evaluates what there is."""

@@ -1,6 +1,6 @@
-"""The loop: experience in, adapter out. A round samples with pools, pairs their candidates and trains on the pairs.
+"""Training in rounds: collect experience from a source, update the LoRA adapter and its average by an objective.
 
-What a round does is decided by the recipe's seed and the round's number alone; processes share its prompts and sum
+What a round does is decided by the recipe's seed and the round's number alone; processes share its experience and sum
 their gradients, so that their number changes nothing but the speed.
 """
 
@@ -9,93 +9,65 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
 
-import torch
 from accelerate.utils import gather_object
-from jaxtyping import Bool
-from torch import Tensor
 
-from stepalign.core.batch import Conditioning, StepComparisons, pair
-from stepalign.core.protocols import DifferentiableJudge, Judge, Objective, Sampler, TrainablePolicy
-from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.sources.clean_gradient import gradient_rollout
-from stepalign.sources.prompt_order import PromptStream
-from stepalign.sources.rollout import Branching, rollout
+from stepalign.core.batch import Batch
+from stepalign.core.experience import Collected
+from stepalign.core.protocols import Objective, Sampler, Source
 from stepalign.support.files import RunState
 from stepalign.support.finite import check_finite
-from stepalign.support.parallel import processes, together
-from stepalign.training.settings import Training
-from stepalign.training.updater import Experience, Learned, Updater
+from stepalign.support.parallel import together
+from stepalign.training.updater import Learned, Updater
 
+B = TypeVar("B", bound=Batch)
 Tick = Callable[[str, int, int], None]
 """Called with "sample" or "train", how much of that phase is done and how much there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Compared:
-    """What one trajectory per prompt gave."""
-
-    pairs: list[tuple[StepComparisons, Bool[Tensor, " b"]]]
-    """By step: comparisons, and which of them train."""
-    scores: list[float]
-    """The judge's, at the last timestep it judged."""
-    timestep: int | None
-    """That timestep."""
-    spreads: list[float]
-    """Best less worst score of every pool."""
-
-
-class Trainer:
-    """A run in progress. `round()` does the next round; `state()` is all it takes to go on elsewhere."""
+class Trainer(Generic[B]):
+    """A run in progress: `round()` does the next round, `state()` is all that another trainer resumes from."""
 
     def __init__(
         self,
-        policy: TrainablePolicy,
-        sampler: Sampler,
-        judge: Judge,
-        objective: Objective,
+        source: Source[B],
+        objective: Objective[B],
+        updater: Updater,
         *,
-        encode: Callable[[list[str]], Conditioning],
-        prompts: list[str],
-        latent_shape: tuple[int, int, int],
-        branching: Branching,
-        config: Training,
-        seed: int,
-        loss_scaling: bool = False,
+        sampler: Sampler,
+        counters: Sequence[Counter[str]] = (),
     ) -> None:
-        self.policy = policy
+        self.source = source
+        self.objective = objective
+        self.updater = updater
         self.sampler = sampler
-        self.judge = judge
-        self.encode = encode
-        self.stream = PromptStream(prompts, seed=seed)
-        self.latent_shape = latent_shape
-        self.branching = branching
-        self.config = config
-        self.seed = seed
-        self.processes = processes()
-        self.updater = Updater(policy, sampler, objective, config=config, seed=seed, loss_scaling=loss_scaling)
-        self.device = self.updater.device
+        self.policy = updater.policy
+        self.counters = counters
+        """Further counts of work, such as a `CountedJudge`'s, beside the policy's network calls."""
         self.num_rounds = self.num_comparisons = 0
         self.seconds = 0.0
         self.calls: Counter[str] = Counter()
-        self._judged = judge.num_images
+        """Work of all processes so far, by kind."""
 
     def round(self, tick: Tick = lambda phase, done, total: None) -> dict[str, object]:
         """Do one round and return its row of metrics."""
         start = time.perf_counter()
-        experience = together(lambda: self._collect(tick))
-        self.book("sampling")
+        collected = together(lambda: self.source.collect(self.num_rounds, partial(tick, "sample")))
+        self.record_calls("sampling")
         learned = self.updater.learn(
-            experience, index=self.num_rounds, tick=lambda done, total: tick("train", done, total)
+            collected.experience,
+            partial(self.objective, self.policy, self.sampler),
+            index=self.num_rounds,
+            tick=partial(tick, "train"),
         )
-        self.book("training")
+        self.record_calls("training")
         self.num_rounds += 1
-        self.num_comparisons += learned.num_comparisons
+        self.num_comparisons += learned.num_trained
         self.seconds += time.perf_counter() - start
-        return self._summarise(experience, learned)
+        return self._row(collected, learned)
 
     @property
     def num_updates(self) -> int:
@@ -106,7 +78,7 @@ class Trainer:
         """What `restore` takes on any number of processes."""
         optimizer, scaler = self.updater.state()
         return RunState(
-            prompts=self.stream.digest,
+            prompts=self.source.digest,
             num_rounds=self.num_rounds,
             num_updates=self.num_updates,
             num_comparisons=self.num_comparisons,
@@ -121,8 +93,8 @@ class Trainer:
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from a saved state; raises ValueError when it is of other prompts or another adapter."""
-        if state.prompts != self.stream.digest:
+        """Resume from a saved state; raises ValueError when it is of other data or another adapter."""
+        if state.prompts != self.source.digest:
             raise ValueError("prompts: they are not those this run began with; restore the file, or start a new run")
         self.policy.load(adapter=state.adapter, ema=state.ema)
         for name in ("adapter", "ema"):
@@ -139,94 +111,68 @@ class Trainer:
         self.num_comparisons, self.seconds = state.num_comparisons, state.seconds
         self.calls = Counter(state.calls)
 
-    def _collect(self, tick: Tick) -> Experience:
-        """Sample this process's share of the round's prompts and pair every pool."""
-        config, rank, world = self.config, self.processes.process_index, self.processes.num_processes
-        first = self.num_rounds * config.prompts_per_round
-        positions = list(range(first, first + config.prompts_per_round))[rank::world]
-        chunks = [positions[i : i + config.sample_batch] for i in range(0, len(positions), config.sample_batch)]
-        steps: list[StepComparisons] = []
-        ids: dict[tuple[int, int], tuple[int, int]] = {}
-        judge_scores: list[float] = []
-        spreads: list[float] = []
-        timestep: int | None = None
-        num_pools = done = 0
-        for chunk in chunks:
-
-            def on_step() -> None:
-                nonlocal done
-                done += 1
-                tick("sample", done, len(chunks) * len(self.sampler.timesteps))
-
-            noise = PromptNoise([generator_for(self.seed, Purpose.ROLLOUT, p) for p in chunk], device=self.device)
-            found = self._compare([self.stream[position] for position in chunk], noise, on_step)
-            for step, (comparisons, sure) in enumerate(found.pairs):
-                rows = sure.nonzero()[:, 0].tolist()
-                ids.update({(chunk[row], step): (len(steps), row) for row in rows})
-                steps.append(comparisons)
-                num_pools += len(chunk)
-            judge_scores.extend(found.scores)
-            spreads.extend(found.spreads)
-            timestep = found.timestep
-        return Experience(steps, ids, num_pools, judge_scores, spreads, timestep)
-
-    def _compare(self, prompts: list[str], noise: PromptNoise, on_step: Callable[[], None]) -> _Compared:
-        """Comparisons on one trajectory per prompt."""
-        config, denoise, cond = self.config, self.policy.denoiser(self.config.sample_with), self.encode(prompts)
-        given: dict[str, Any] = {"cond": cond, "prompts": prompts, "noise": noise, "on_step": on_step}
-        given |= {"latent_shape": self.latent_shape, "branching": self.branching}
-        if config.signal == "clean-gradient":
-            if not isinstance(self.judge, DifferentiableJudge):
-                raise ValueError("training.signal: clean-gradient needs a judge with a gradient")
-            comparisons, scores = gradient_rollout(denoise, self.sampler, self.judge, **given)
-            pairs = [(step, step.noise.flatten(1).any(1)) for step in comparisons]
-            return _Compared(pairs, scores.tolist(), int(comparisons[-1].t[0]) if comparisons else None, [])
-        pools, _ = rollout(denoise, self.sampler, self.judge, **given)
-        pairs = [pair(step, rule=config.pairing, min_gap=config.min_gap) for pool in pools for step in pool.transitions]
-        if not pools:
-            return _Compared(pairs, [], None, [])
-        spreads = torch.cat([pool.candidates.scores.amax(1) - pool.candidates.scores.amin(1) for pool in pools])
-        last = pools[-1]
-        return _Compared(pairs, last.candidates.scores.flatten().tolist(), last.t_prev, spreads.tolist())
-
-    def work(self, phase: str) -> dict[str, int]:
-        """This process's work since the last call: network calls by role, booked under a phase, and judged images."""
-        work = {f"{phase}_{role}": number for role, number in self.policy.calls.items()}
-        work["judge_images"] = self.judge.num_images - self._judged
+    def drain_counters(self, phase: str) -> dict[str, int]:
+        """This process's work since the last call: network calls by phase and role, and the further counters."""
+        calls = {f"{phase}_{role}": number for role, number in self.policy.calls.items()}
         self.policy.calls.clear()
-        self._judged = self.judge.num_images
-        return work
+        for counter in self.counters:
+            calls |= counter
+            counter.clear()
+        return calls
 
-    def book(self, phase: str) -> None:
-        """Add the work of all processes to the run's."""
-        for work in gather_object([self.work(phase)]):
-            self.calls.update(work)
+    def record_calls(self, phase: str) -> None:
+        """Add the work of all processes since the last call to the run's."""
+        for calls in gather_object([self.drain_counters(phase)]):
+            self.calls.update(calls)
 
-    def _summarise(self, experience: Experience, learned: Learned) -> dict[str, object]:
-        rows: list[dict[str, float]] = gather_object(learned.rows)
-        judge_scores = gather_object(experience.judge_scores)
-        timesteps = [t for t in gather_object([experience.judge_timestep]) if t is not None]
-        num_pools = sum(gather_object([experience.num_pools]))
-        names = [name for name in rows[0] if name != "t"] if rows else []
-        by_timestep = {
-            str(int(t)): _mean([row["rms_delta"] for row in rows if row["t"] == t])
-            for t in sorted({row["t"] for row in rows}, reverse=True)
-        }
+    def _row(self, collected: Collected[B], learned: Learned) -> dict[str, object]:
+        num_offered = sum(gather_object([collected.num_offered]))
         return {
             "round": self.num_rounds,
             "seconds": round(self.seconds, 3),
-            "judge_score": _mean(judge_scores),
-            "judge_timestep": max(timesteps, default=None),
-            "judge_spread": _mean(gather_object(experience.judge_spreads)),
+            **_source_metrics(gather_object([collected.metrics])),
             "comparisons": learned.num_found,
-            "kept": learned.num_found / num_pools if num_pools else None,
+            "kept": learned.num_found / num_offered if num_offered else None,
             "updates": len(learned.grad_norms),
             "skipped": learned.num_skipped,
             "loss_scale": learned.loss_scale,
             "grad_norm": _mean(learned.grad_norms),
-            **{name: _mean([row[name] for row in rows]) for name in names},
-            "rms_delta_by_timestep": by_timestep,
+            **_objective_metrics(gather_object([(learned.columns.values, learned.columns.groups)])),
         }
+
+
+def _source_metrics(found: list[dict[str, list[float] | int | None]]) -> dict[str, object]:
+    """A source's metrics over all processes: of lists the mean, of numbers the largest."""
+    row: dict[str, object] = {}
+    for name in _names(found):
+        values = [metrics[name] for metrics in found if name in metrics]
+        if lists := [value for value in values if isinstance(value, list)]:
+            row[name] = _mean([value for part in lists for value in part])
+        else:
+            row[name] = max((value for value in values if isinstance(value, int)), default=None)
+    return row
+
+
+def _objective_metrics(found: list[tuple[dict[str, list[float]], dict[str, list[int]]]]) -> dict[str, object]:
+    """Means of an objective's metrics over all rows of all processes, of grouped ones by falling group."""
+    row: dict[str, object] = {}
+    for name in _names([values for values, _ in found]):
+        values = [value for part, _ in found for value in part.get(name, [])]
+        groups = [group for _, part in found for group in part.get(name, [])]
+        if not groups:
+            row[name] = _mean(values)
+            continue
+        pairs = list(zip(groups, values, strict=True))
+        row[name] = {
+            str(group): _mean([value for own, value in pairs if own == group])
+            for group in sorted(set(groups), reverse=True)
+        }
+    return row
+
+
+def _names(found: Iterable[dict[str, Any]]) -> list[str]:
+    """The names of all processes' metrics, in the order of their first appearance."""
+    return list(dict.fromkeys(name for metrics in found for name in metrics))
 
 
 def _mean(values: list[float]) -> float | None:

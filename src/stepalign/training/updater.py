@@ -1,60 +1,73 @@
-"""Optimizer updates from a round's comparisons: their order, micro-batches, loss scaling, clipping, the average."""
+"""Optimizer updates from a round's experience: order, micro-batches, loss scaling, clipping, the running average."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
+from jaxtyping import Float
 from torch import Tensor
 
-from stepalign.core.batch import Batch, StepComparisons, cat
-from stepalign.core.protocols import Objective, Sampler, TrainablePolicy
+from stepalign.core.batch import Batch
+from stepalign.core.experience import Experience
+from stepalign.core.protocols import Grouped, Metrics, TrainablePolicy
 from stepalign.core.seeding import Purpose, generator_for
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.parallel import processes
+from stepalign.training.gradients import sum_gradients
 from stepalign.training.settings import Training
 
+B = TypeVar("B", bound=Batch)
+Loss = Callable[[B], tuple[Float[Tensor, " b"], Metrics]]
+"""An objective with its policy and sampler: losses of a batch, one per row, and metrics."""
 
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """A round's comparisons on this process, a list entry per step that trains, and which of them do."""
 
-    steps: list[StepComparisons]
-    ids: dict[tuple[int, int], tuple[int, int]]
-    """(prompt position, step) -> (entry of `steps`, row)."""
-    num_pools: int
-    judge_scores: list[float]
-    """Of the candidates that were judged last."""
-    judge_spreads: list[float] = field(default_factory=list)
-    """Best less worst score of every pool."""
-    judge_timestep: int | None = None
-    """Where the last candidates were judged."""
+class Row(NamedTuple):
+    """The place of one row of a round's experience; rows are in order of position, then step."""
 
-    def take(self, ids: list[tuple[int, int]]) -> list[StepComparisons]:
-        """The comparisons with these ids as a batch, or two: those of one parent apart from those of two."""
-        rows = [self.steps[entry][[row]] for entry, row in (self.ids[key] for key in ids)]
-        by_parents = ([row for row in rows if row.x_t.shape[1] == num] for num in (1, 2))
-        return [cat(group) for group in by_parents if group]
+    position: int
+    step: int
+    process: int
+    part: int
+    """The entry of the process's experience that holds the row."""
+    offset: int
+    """Of the row within its part."""
+
+
+@dataclass(slots=True)
+class Columns:
+    """The metrics of all rows that this process trained on, in the order of training."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    groups: dict[str, list[int]] = field(default_factory=dict)
+    """The group of each value, of the metrics that are reported by group."""
+
+    def add(self, losses: Float[Tensor, " b"], metrics: Metrics) -> None:
+        """Append a batch's rows."""
+        for name, metric in {"loss": losses.detach(), **metrics}.items():
+            values = metric.values if isinstance(metric, Grouped) else metric
+            if isinstance(metric, Grouped):
+                self.groups.setdefault(name, []).extend(metric.by.tolist())
+            self.values.setdefault(name, []).extend(values.tolist())
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
     """What a round's updates did."""
 
-    rows: list[dict[str, float]]
-    """A row of metrics per comparison of this process."""
+    columns: Columns
     grad_norms: list[float]
     """Of all processes' gradient, one per optimizer step."""
     num_found: int
-    """Comparisons of all processes."""
-    num_comparisons: int
-    """Of them, those behind the steps."""
+    """Rows of all processes."""
+    num_trained: int
+    """Of these, the rows behind the steps."""
     num_skipped: int
     """Updates whose gradient was not finite: they changed nothing."""
     loss_scale: float | None
@@ -67,25 +80,14 @@ class Diverged(NotFinite):
     def __init__(self, message: str, batch: dict[str, Any]) -> None:
         super().__init__(message)
         self.batch = batch
-        """This process's comparisons of the last one with the adapter they met, as plain values and tensors."""
+        """This process's rows of the last update and the adapter they met, as plain values and tensors."""
 
 
 class Updater:
-    """Trains a policy's adapter on comparisons that processes share; the same number on each is not needed."""
+    """Trains a policy's adapter on rows that processes share; the same number on each is not needed."""
 
-    def __init__(
-        self,
-        policy: TrainablePolicy,
-        sampler: Sampler,
-        objective: Objective,
-        *,
-        config: Training,
-        seed: int,
-        loss_scaling: bool = False,
-    ) -> None:
+    def __init__(self, policy: TrainablePolicy, *, config: Training, seed: int, loss_scaling: bool = False) -> None:
         self.policy = policy
-        self.sampler = sampler
-        self.objective = objective
         self.config = config
         self.seed = seed
         self.processes = processes()
@@ -95,36 +97,38 @@ class Updater:
         )
         self.device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=loss_scaling)
-        self.scaler.scale(torch.zeros((), device=self.device))  # a process without comparisons needs a scale too
+        self.scaler.scale(torch.zeros((), device=self.device))  # a process without rows needs a scale too
         self.num_updates = self.num_skipped = self.num_failures = 0
         """`num_failures` are skipped updates in a row, those aside with which loss scaling looks for its scale."""
 
-    def learn(self, experience: Experience, *, index: int, tick: Callable[[int, int], None]) -> Learned:
-        """Train on all processes' comparisons of round `index`, counted from 0; `tick` is called after each update.
+    def learn(
+        self, experience: Sequence[Experience[B]], loss: Loss[B], *, index: int, tick: Callable[[int, int], None]
+    ) -> Learned:
+        """Train on all processes' experience of round `index`, counted from 0; `tick` is called after each update.
 
         Raises Diverged as `Training.max_skipped` says, on every process alike.
         """
-        updates = self._schedule(sorted(gather_object(list(experience.ids))), index)
-        rows: list[dict[str, float]] = []
+        updates = self._schedule(experience, index)
+        columns = Columns()
         grad_norms: list[float] = []
-        num_comparisons = 0
-        for number, ids in enumerate(updates):
-            own = [key for key in ids if key in experience.ids]
-            groups = experience.take(own)
-            fault = self._add_gradients(groups, len(ids), rows)
+        num_trained = 0
+        for number, update in enumerate(updates):
+            own = [row for row in update if row.process == self.processes.process_index]
+            fault = self._add_gradients(_batches(experience, own, self.config.train_batch), loss, len(update), columns)
             norm = self._gradient_norm(fault)
             if norm.isfinite():
                 fault = self._step(norm)
                 grad_norms.append(norm.item())
-                num_comparisons += len(ids)
+                num_trained += len(update)
             else:
                 fault = self._skip(fault)
             if fault:
-                raise Diverged(fault, {"round": index + 1, "update": number + 1, "ids": own} | self._evidence(groups))
+                where = {"round": index + 1, "update": number + 1, "ids": [(row.position, row.step) for row in own]}
+                raise Diverged(fault, where | self._evidence(experience, own))
             tick(number + 1, len(updates))
-        num_found = sum(len(ids) for ids in updates)
+        num_found = sum(len(update) for update in updates)
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else None
-        return Learned(rows, grad_norms, num_found, num_comparisons, len(updates) - len(grad_norms), scale)
+        return Learned(columns, grad_norms, num_found, num_trained, len(updates) - len(grad_norms), scale)
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The optimizer's state and the loss scale's."""
@@ -144,31 +148,33 @@ class Updater:
         self.scaler.load_state_dict(scaler)
         self.num_updates, self.num_skipped, self.num_failures = num_updates, num_skipped, num_failures
 
-    def _schedule(self, ids: list[tuple[int, int]], index: int) -> list[list[tuple[int, int]]]:
-        """All processes' comparisons shuffled together and split into updates of nearly equal size."""
-        if not ids:
+    def _schedule(self, experience: Sequence[Experience[B]], index: int) -> list[list[Row]]:
+        """All processes' rows shuffled together and split into updates of nearly equal size."""
+        own = [
+            Row(position, step, self.processes.process_index, number, offset)
+            for number, part in enumerate(experience)
+            for offset, (position, step) in enumerate(zip(part.position.tolist(), part.step.tolist(), strict=True))
+        ]
+        rows = sorted(gather_object(own))
+        if not rows:
             return []
         generator = generator_for(self.seed, Purpose.COMPARISON_ORDER, index)
-        order = torch.randperm(len(ids), generator=generator).tolist()
-        num_updates = -(-len(ids) // self.config.comparisons_per_update)
-        bounds = [len(ids) * i // num_updates for i in range(num_updates + 1)]
-        return [[ids[i] for i in order[low:high]] for low, high in pairwise(bounds)]
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        num_updates = -(-len(rows) // self.config.comparisons_per_update)
+        bounds = [len(rows) * i // num_updates for i in range(num_updates + 1)]
+        return [[rows[i] for i in order[low:high]] for low, high in pairwise(bounds)]
 
-    def _add_gradients(self, groups: list[StepComparisons], num_comparisons: int, rows: list[dict[str, float]]) -> str:
-        """Add this process's share of the gradient of the mean loss over `num_comparisons`; returns what was not
-        finite on the way, "" for nothing."""
-        for group in groups:
-            size = max(1, self.config.train_batch // group.x_t.shape[1])
-            for batch in (group[start : start + size] for start in range(0, len(group), size)):
-                try:
-                    losses, metrics = self.objective(self.policy, self.sampler, batch)
-                    check_finite(losses, "the loss", self._remedy())
-                except NotFinite as error:
-                    return str(error)
-                self.scaler.scale(losses.sum() / num_comparisons).backward()
-                columns = {"loss": losses.detach(), "t": batch.t, **metrics}
-                values = [column.tolist() for column in columns.values()]
-                rows.extend(dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True))
+    def _add_gradients(self, batches: list[B], loss: Loss[B], num_rows: int, columns: Columns) -> str:
+        """Add this process's share of the gradient of the mean loss over `num_rows`; returns what was not finite on
+        the way, "" for nothing."""
+        for batch in batches:
+            try:
+                losses, metrics = loss(batch)
+                check_finite(losses, "the loss", self._remedy())
+            except NotFinite as error:
+                return str(error)
+            self.scaler.scale(losses.sum() / num_rows).backward()
+            columns.add(losses, metrics)
         return ""
 
     def _gradient_norm(self, fault: str) -> Tensor:
@@ -176,20 +182,14 @@ class Updater:
 
         Every process gets the same.
         """
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if fault:
-                parameter.grad.fill_(torch.nan)
-            if self.processes.num_processes > 1:
-                parameter.grad = reduce(parameter.grad, "sum")
+        if fault:
+            for parameter in self.parameters:
+                parameter.grad = torch.full_like(parameter, torch.nan)
+        sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm(
+        return torch.nn.utils.get_total_norm(
             [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
         )
-        if self.processes.num_processes > 1 and reduce((~norm.isfinite()).float(), "sum"):
-            return torch.full_like(norm, torch.nan)
-        return norm
 
     def _step(self, norm: Tensor) -> str:
         """One optimizer step and one of the average; returns what is wrong with the weights it left, "" for nothing."""
@@ -233,12 +233,22 @@ class Updater:
             return "training has diverged: start again with a lower training.learning_rate"
         return "no update was made yet: check the model's files, and objective.beta"
 
-    def _evidence(self, groups: list[StepComparisons]) -> dict[str, Any]:
-        """Comparisons and the adapter they met, as plain values and tensors on the CPU."""
+    def _evidence(self, experience: Sequence[Experience[B]], rows: list[Row]) -> dict[str, Any]:
+        """Rows of experience and the adapter they met, as plain values and tensors on the CPU."""
         return {
-            "comparisons": [to_cpu(group) for group in groups],
+            "batches": [to_cpu(batch) for batch in _batches(experience, rows, len(rows))],
             "adapter": {name: tensor.detach().cpu().clone() for name, tensor in self.policy.adapter.items()},
         }
+
+
+def _batches(experience: Sequence[Experience[B]], rows: list[Row], size: int) -> list[B]:
+    """Rows of this process, in their order within each part, in batches of at most `size` latents."""
+    batches: list[B] = []
+    for number, part in enumerate(experience):
+        taken = part.take([row.offset for row in rows if row.part == number])
+        step = max(1, size // part.samples_per_row)
+        batches += [taken[start : start + step] for start in range(0, len(taken), step)]
+    return batches
 
 
 def to_cpu(batch: Batch) -> dict[str, Any]:

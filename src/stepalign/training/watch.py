@@ -123,8 +123,8 @@ def _no_comparisons(recent: list[Row]) -> list[tuple[str, str]]:
     return [
         (
             "no comparisons",
-            f"in {len(recent)} rounds no comparison was above training.min_gap{found}: nothing is trained; lower "
-            "training.min_gap, or raise branching.num_candidates",
+            f"in {len(recent)} rounds no comparison was above source.min_gap{found}: nothing is trained; lower "
+            "source.min_gap, or raise branching.num_candidates",
         )
     ]
 

@@ -1,0 +1,24 @@
+"""From a source's settings to the source."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from stepalign.core.batch import StepComparisons
+from stepalign.core.protocols import DifferentiableJudge, Source
+from stepalign.sources.by_prompt import PromptSampling
+from stepalign.sources.candidates import CandidateSource
+from stepalign.sources.clean_gradient import CleanGradientSource
+from stepalign.sources.settings import Branching, Candidates, CleanGradient, Sources
+
+
+def load_source(
+    settings: Sources, branching: Branching, sampling: PromptSampling, judge: DifferentiableJudge
+) -> Source[StepComparisons]:
+    """The source with these settings; only "clean-gradient" asks the judge for gradients."""
+    match settings:
+        case Candidates():
+            return CandidateSource(settings, branching, sampling, judge)
+        case CleanGradient():
+            return CleanGradientSource(branching, sampling, judge)
+    assert_never(settings)
