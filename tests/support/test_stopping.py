@@ -88,7 +88,7 @@ def test_in_another_thread_nothing_is_changed() -> None:
 
 WORK = """
 import sys, time
-from stepalign.stopping import check_stop, finishing, stop_on_signals
+from stepalign.support.stopping import check_stop, finishing, stop_on_signals
 with stop_on_signals(), finishing():
     print("at work", flush=True)
     time.sleep({before})
