@@ -20,7 +20,7 @@ from stepalign.support.config import to_plain
 
 HELPS = [["--help"], *([command.name, "--help"] for command in COMMANDS)]
 HELPS += [["plot", "weights", "--help"], ["train", "spo-sdxl", "--help"], ["train-judge", "spm-sdxl", "--help"]]
-HEAVY = {"transformers", "diffusers", "matplotlib"}
+HEAVY = {"torch", "numpy", "transformers", "diffusers", "matplotlib", "PIL"}
 PROGRAM = """
 import contextlib, io, json, sys
 from stepalign.cli.main import main

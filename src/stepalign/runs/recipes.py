@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a run, as one frozen value, and the named ones."""
+"""Recipes: all settings of a run as one frozen value, and the named recipes."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from stepalign.support.config import absolute_path, load_named, require
 from stepalign.training.settings import Training, Watch
 
 MINIATURE = "miniature"
-"""Names the shipped model, judge or captions, where a path or hub id could stand."""
+"""The shipped model, judge or captions, in place of a path or hub id."""
 RELEASED_JUDGES = "SPO-Diffusion-Models/Step-Aware_Preference_Models"
 OracleName = Literal["aesthetic", "alignment"]
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenModel:
-    """The base model and how it predicts."""
+    """Settings of the frozen base model."""
 
     guidance_scale: float = 5.0
-    """Classifier-free guidance, wherever the model predicts."""
+    """Scale of classifier-free guidance in sampling and training."""
     resolution: tuple[int, ...] | None = None
-    """Side of the pictures in pixels, or height and width; the model's own by default."""
+    """Side of the images in pixels, or height and width; the model's own by default."""
     config: str | None = None
-    """For a single-file model: a diffusers folder or hub id whose configs and tokenizer it borrows."""
+    """For a single-file model: a diffusers folder or hub id with its configs and tokenizer."""
     vae: str | None = None
-    """A diffusers VAE, folder or hub id, in place of the model's own."""
+    """Diffusers VAE, folder or hub id, that replaces the model's own."""
     prediction_type: PredictionType | None = None
-    """What the network predicts, where the model's files do not say or say it wrong; by default as they say."""
+    """Quantity that the network predicts, if the model's files lack it or have it wrong; by default from the files."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Of the frozen weights and the forward passes on a GPU; adapters and latents are fp32. A CPU runs fp32."""
+    """Precision of frozen weights and forward passes on a GPU; adapters and latents are fp32. A CPU runs fp32."""
     max_batch: int | None = None
-    """Latents through the network at once without gradients; all by default. Lower it when memory runs out."""
+    """Largest batch of latents without gradients; all at once by default. Lower it when memory runs out."""
 
     def __post_init__(self) -> None:
         require(self.guidance_scale >= 1, "base.guidance_scale", self.guidance_scale, "at least 1, which is none")
@@ -45,14 +45,14 @@ class FrozenModel:
 
 @dataclass(frozen=True, slots=True)
 class Model(FrozenModel):
-    """The base model and how it samples and trains."""
+    """Settings of the base model in sampling and training."""
 
     num_steps: int = 20
-    """Sampling steps N."""
+    """Number of sampling steps, N."""
     eta: float = 1.0
-    """DDIM noise; 1 is ancestral sampling."""
+    """Noise of DDIM; 1 is ancestral sampling."""
     gradient_checkpointing: bool = False
-    """Trade time for memory in training."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         FrozenModel.__post_init__(self)
@@ -62,18 +62,18 @@ class Model(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class JudgeChoice:
-    """Who judges the candidates."""
+    """The judge that scores the candidates."""
 
     kind: Literal["spm", "pickscore"] = "spm"
     """"spm": a step-aware preference model; "pickscore": a plain CLIP scorer on x̂0, blind to the timestep."""
     path: str = f"{RELEASED_JUDGES}/sd-v1-5_step-aware_preference_model.bin"
-    """A folder or hub id with config, weights and tokenizer; or a released `.bin` (a file, or owner/name/file)."""
+    """Folder or hub id with config, weights and tokenizer; or a released `.bin` (a file, or owner/name/file)."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    """Of the judge's weights on a GPU; its scores are fp32. A CPU runs fp32."""
+    """Precision of the judge's weights on a GPU; its scores are fp32. A CPU runs fp32."""
     max_batch: int | None = None
-    """Images decoded and judged at once; all by default."""
+    """Largest batch of images decoded and scored; all at once by default."""
     preprocessing: Preprocessing | None = None
-    """How decoded pictures become the judge's input: "clamp-first", "resize-first" (SPO's released scorer), or, by
+    """Preprocessing of decoded images for the judge: "clamp-first", "resize-first" (SPO's released scorer), or, by
     default, as the judge was trained."""
 
     def __post_init__(self) -> None:
@@ -82,22 +82,22 @@ class JudgeChoice:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a finished run is measured on."""
+    """Evaluation of a finished run on held-out prompts."""
 
     prompts: str | None = None
     """File of held-out prompts, or "miniature"; without it the run is not evaluated."""
     num_prompts: int = 200
-    """How many of them, from the first."""
+    """Number of held-out prompts, from the first."""
     oracles: tuple[OracleName, ...] = ()
-    """The miniature's oracles, beside the judge."""
+    """Oracles of the miniature, in addition to the judge."""
     scorers: tuple[str, ...] = ()
-    """Scorers of finished pictures, beside the judge, as `stepalign evaluate` names them: pickscore, hps-v2.1, ..., or
+    """Scorers of images, in addition to the judge, as `stepalign evaluate` names them: pickscore, hps-v2.1, ..., or
     NAME=PATH."""
     eta: float = 0.0
-    """DDIM noise of held-out images: 0, deterministic, as in the papers and in `stepalign generate`. Steps,
+    """Noise of DDIM for held-out images: 0, deterministic, as in the papers and in `stepalign generate`. Steps,
     guidance and resolution are the run's own."""
     batch_size: int = 8
-    """Images sampled at once."""
+    """Images generated at once."""
 
     def __post_init__(self) -> None:
         require(0 <= self.eta <= 1, "evaluation.eta", self.eta, "between 0 and 1")
@@ -107,12 +107,12 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A watch for held-out metrics that fall below the base model's, above all while the judge's score rises."""
+    """Guard against held-out metrics that fall below the base model's while the judge's score rises."""
 
     every: int = 0
     """Rounds between measurements on held-out prompts, beginning before the first; 0 for no guard."""
     num_prompts: int = 32
-    """How many held-out prompts: those after the final evaluation's `evaluation.num_prompts` in the file, and as many
+    """Number of held-out prompts: those after the final evaluation's `evaluation.num_prompts` in the file, and as many
     more to confirm an alarm; the evaluation's own where there are too few. At most 5 % of healthy runs ever alarm. With
     32 prompts and 20 measurements of two metrics, 80 % of measurements find a fall of .59 standard deviations of the
     prompts' differences (.75 where the confirming prompts are the same); four times as many prompts find half that."""
@@ -126,15 +126,16 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     name: str
-    """What the run is called in its reports."""
+    """Name of the run in its reports."""
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     """Diffusers folder, hub id, single `.safetensors` file, or "miniature"."""
     prompts: str | None = None
     """Training prompts: a .txt, .json, .jsonl, .csv or .tsv file, or "miniature"."""
     seed: int = 0
+    """Seed of all random numbers."""
     lora_rank: int = 4
     """Rank of the adapter on every attention projection; alpha equals it."""
     base: Model = field(default_factory=Model)
@@ -147,7 +148,7 @@ class Recipe:
     guard: Guard = field(default_factory=Guard)
     watch: Watch = field(default_factory=Watch)
     exported_role: Literal["policy", "ema"] = "policy"
-    """Which adapter is written and evaluated: the trained one, or its running average."""
+    """Adapter that is written and evaluated: the trained one, or its running average."""
     checkpoint_every: int = 1
     """Rounds between checkpoints."""
 
@@ -233,7 +234,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with what it names on this machine named from the root, so that it runs from any directory."""
+    """The recipe with absolute paths for the files and folders it names, so that it runs from any directory."""
 
     def absolute(name: str | None) -> str | None:
         return None if name is None else local_path(name)
@@ -252,11 +253,11 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 
 
 def _absolute_weights(entry: str) -> str:
-    """A scorer NAME=PATH with its path named from the root."""
+    """A scorer NAME=PATH with an absolute path."""
     name, sign, source = entry.partition("=")
     return f"{name}={absolute_path(source)}" if sign else entry
 
 
 def local_path(name: str) -> str:
-    """A path named from the root; "miniature" and what is no path here stay as they are."""
+    """The absolute path of an existing file or folder; "miniature" and other names unchanged."""
     return name if name == MINIATURE else absolute_path(name)

@@ -33,7 +33,7 @@ class JudgeTraining:
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of the forward passes; weights, gradients and scores are fp32."""
     gradient_checkpointing: bool = False
-    """Trade time for memory."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "micro_batch", "max_skipped"):
