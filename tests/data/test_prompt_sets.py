@@ -74,25 +74,6 @@ def test_geneval_has_its_553_prompts_by_task() -> None:
     assert found.source == "shipped with stepalign"
 
 
-@pytest.mark.parametrize(
-    ("index", "prompt"),
-    [
-        (0, "a photo of a bench"),
-        (1, "a photo of a cow"),
-        (87, "a photo of a horse and a giraffe"),
-        (171, "a photo of a baseball glove and a carrot"),
-        (181, "a photo of four handbags"),
-        (283, "a photo of a purple bear"),
-        (362, "a photo of a train above a potted plant"),
-        (412, "a photo of a suitcase left of a banana"),
-        (502, "a photo of a blue tie and a pink dining table"),
-    ],
-)
-def test_geneval_s_prompts_have_the_numbers_of_its_published_annotations(index: int, prompt: str) -> None:
-    """annotations/annotations_sdv2.csv of the repository names prompts with their numbers."""
-    assert load_prompt_set("geneval").prompts[index] == prompt
-
-
 def test_what_is_shipped_is_small_and_says_whose_it_is() -> None:
     files = {path.name: path.read_bytes() for path in SHIPPED.iterdir()}
     assert files.keys() == {"geneval.jsonl", "NOTICE"}

@@ -38,14 +38,6 @@ def test_the_mm_algorithm_agrees() -> None:
     np.testing.assert_allclose(bradley_terry(WINS), minorized(WINS), atol=1e-8)
 
 
-def test_expected_wins_are_those_found() -> None:
-    """What makes strengths the most likely ones: every system's expected wins are its own."""
-    found = bradley_terry(WINS)
-    chance = 1 / (1 + np.exp(found[None] - found[:, None]))
-    np.testing.assert_allclose(((WINS + WINS.T) * chance).sum(axis=1), WINS.sum(axis=1), atol=1e-8)
-    assert found.mean() == pytest.approx(0, abs=1e-12)
-
-
 def test_a_system_that_nearly_always_wins_is_ranked_at_once() -> None:
     """Where MM takes 20 000 rounds: every match but half of one of 5000 goes to the stronger."""
     wins = np.tril(np.full((6, 6), 5000.0), -1) + prior_ties(6)
@@ -64,7 +56,7 @@ def test_strengths_are_recovered() -> None:
 
 @pytest.mark.parametrize(
     ("truth", "prompts", "studies"),
-    [([-1.5, 1.5], 20, 80), ([-0.5, 0.0, 0.5], 80, 60), ([-3.0, 0.0, 3.0], 20, 60)],
+    [([-1.5, 1.5], 20, 80), ([-3.0, 0.0, 3.0], 20, 40)],
 )
 def test_the_interval_covers_a_strength(truth: list[float], prompts: int, studies: int) -> None:
     """95 % nominally, with a standard error of 2.4 to 2.8 %, at P(win) up to .9975; percentiles of resamples covered
