@@ -66,7 +66,7 @@ def test_the_pages_say_it_under_the_score(tmp_path: Path) -> None:
     assert f"<li>{told}" in page
     assert "wrong-prompt" not in markdown + page
     lone, _ = written(compare_folders(folders(tmp_path / "lone", wrong=0.0)), tmp_path / "lone")
-    assert "\n- clip: with other prompts’ texts there is no clear change: +0.00 (−" in lone
+    assert "\n- clip: with other prompts’ texts the difference is not significant: +0.00 (−" in lone
 
 
 def test_diagnostics_alone_are_no_scores(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_models_are_called_what_was_asked_for(
 
 def test_folders_that_are_called_the_same_need_names(tmp_path: Path) -> None:
     folders = [save_folder(tmp_path / place / "images", scores={"s": level}) for place in "ab"]
-    with pytest.raises(ValueError, match="called images; give every folder a name"):
+    with pytest.raises(ValueError, match="named images; give every folder a name"):
         compare_folders(folders)
     assert compare_folders(folders, names=["a", "b"]).models == ["a", "b"]
 
@@ -169,7 +169,7 @@ def test_a_scorer_of_one_folder_only_is_left_out_by_name(tmp_path: Path) -> None
 def test_other_seeds_are_warned_of(tmp_path: Path) -> None:
     folders = [save_folder(tmp_path / name, scores={"s": level}, seed=seed) for name, seed in (("a", 0), ("b", 1))]
     (warning,) = compare_folders(folders).warnings
-    assert warning.startswith("6 of 6 images were drawn from other seeds by b than by a")
+    assert warning.startswith("6 of 6 images were generated from other seeds by b than by a")
 
 
 def test_a_prompt_of_two_categories_is_named(two: list[Path], tmp_path: Path) -> None:

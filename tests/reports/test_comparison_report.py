@@ -91,7 +91,7 @@ def test_tables_say_what_the_numbers_are(tmp_path: Path) -> None:
     assert "tuned against base" in result.text
     low, high = wilson_interval(3.5, 6)
     assert f"s 22.5 22.8 58.3 % {100 * low:.1f} to {100 * high:.1f}" in result.text
-    assert "0.38 alone 0.38 +0.3 −0.4 to +1.0 no clear change" in result.text
+    assert "0.38 alone 0.38 +0.3 −0.4 to +1.0 not significant" in result.text
     assert not result.named("section", **{"aria-labelledby": "ranking"}), "two models need no ranking"
 
 
@@ -117,7 +117,7 @@ def test_warnings_and_what_was_left_out_come_first(tmp_path: Path) -> None:
     result = page([base, save_folder(tmp_path / "tuned", scores={"s": gained}, seed=1)], tmp_path / "out")
     before, _ = result.text.split("Scores The mean")
     assert "torch is 2.6 in base and 2.13.0 in tuned" in before
-    assert "6 of 6 images were drawn from other seeds" in before
+    assert "6 of 6 images were generated from other seeds" in before
     assert "t is left out: only base has been scored by it." in before
 
 
@@ -168,7 +168,7 @@ def test_the_page_says_how_many_it_shows_of_how_many(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gallery, "MOST_PROMPTS", 4)
     monkeypatch.setattr(gallery, "MOST_IMAGES", 8)
     result = page(two(tmp_path, num_images=2), tmp_path / "out")
-    assert "4 of 6 prompts are shown: 2 drawn at random" in result.text
+    assert "4 of 6 prompts are shown: 2 chosen at random" in result.text
     assert "with 1 of the 2 images of each model" in result.text
     cards = result.named("li", **{"class": "card"})
     assert sorted(card["data-random"] or "" for card in cards) == ["", "", "0", "1"]

@@ -113,7 +113,7 @@ def test_the_table_shows_both_models_their_difference_and_a_verdict(page) -> Non
     both = "88.4 % 86.9 to 89.8 85.9 % 84.2 to 87.5"
     assert f"timestep 0 {both} −2.5 −3.5 to −1.2 worse" in text
     assert f"timestep 500 {both} +5.0 +2.0 to +7.0 better" in text
-    assert f"timestep 999 {both} +0.0 −10.0 to +10.0 no clear change" in text
+    assert f"timestep 999 {both} +0.0 −10.0 to +10.0 not significant" in text
 
 
 def test_the_differences_of_a_table_share_a_scale(page) -> None:
@@ -214,7 +214,15 @@ def test_everything_drawn_has_words(page) -> None:
 
 def test_a_run_of_nothing_says_so(page) -> None:
     result = page()
-    for words in ("No step", "No accuracy", "Nothing was measured", "no curves", "No pairs", "Nothing was", "No work"):
+    for words in (
+        "No step",
+        "No accuracy",
+        "Nothing was measured",
+        "no curves",
+        "No example pairs",
+        "Nothing was",
+        "No work",
+    ):
         assert words in result.text
     assert not result.named("svg")
     assert not result.named("img")
@@ -230,7 +238,7 @@ def test_what_was_not_measured_is_a_dash_or_left_out(page, nothing: float | None
         return nothing if isinstance(value, int | float) else value
 
     result = page(summary=blank(SUMMARY), rows=[row(1, loss=nothing)], examples=[pair(start=NAN, judge=NAN)])
-    assert "timestep 0 – – – – to – no clear change" in result.text
+    assert "timestep 0 – – – – to – not significant" in result.text
     assert "start – judge –" in result.text
     assert "Nothing was measured that could be plotted." in result.text
     assert "nan" not in result.text.lower().split()
@@ -241,7 +249,7 @@ def test_a_missing_interval_leaves_a_bare_value(page) -> None:
     accuracy = [{"timestep": 0, "start": {"accuracy": 0.5, "interval": None}, "judge": None, "difference": None}]
     reliability = {"start": {"error": None, "bins": []}, "judge": reliable(NAN, 0.6, NAN)}
     result = page(summary={"recipe": "spm", "accuracy": accuracy, "reliability": reliability})
-    assert "timestep 0 50.0 % – – – to – no clear change" in result.text
+    assert "timestep 0 50.0 % – – – to – not significant" in result.text
     assert len(plots(result)) == 4
     assert "judge: nothing measured" in (result.named("img")[0]["alt"] or "")
     assert "calibration error" not in plots(result)[1]

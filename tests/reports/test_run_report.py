@@ -119,11 +119,11 @@ def test_only_the_trajectory_shrinks_large_images(page) -> None:
         (0.1, 0.3, "better"),
         (1, 3, "better"),
         (-0.3, -0.1, "worse"),
-        (-0.1, 0.3, "no clear change"),
-        (0.0, 0.3, "no clear change"),
-        (-0.3, 0.0, "no clear change"),
-        (NAN, NAN, "no clear change"),
-        (0.1, NAN, "no clear change"),
+        (-0.1, 0.3, "not significant"),
+        (0.0, 0.3, "not significant"),
+        (-0.3, 0.0, "not significant"),
+        (NAN, NAN, "not significant"),
+        (0.1, NAN, "not significant"),
     ],
 )
 def test_the_verdict_follows_from_the_interval(page, low: float, high: float, word: str) -> None:
@@ -210,7 +210,7 @@ def test_candidates_carry_their_marks(page) -> None:
     ]
     assert "21.50 best 21.00 continued from here 20.50 worst" in result.text
     assert result.text.count("Trained on: best against worst.") == 1
-    assert result.text.count("Dropped: the judge told the candidates too little apart.") == 1
+    assert result.text.count("Dropped: the judge's scores of the candidates were too close.") == 1
     assert "“a red ring”" in result.text
 
 
@@ -234,7 +234,7 @@ def test_what_a_reader_must_know_first_is_at_the_top(page) -> None:
     text = page(summary={**SUMMARY, "watch": signs, "failed": "no policy", "prompts_cut": cut}).text
     words = "no policy the judge <b> After round 3: no pairs 2 of 4 training prompts are longer than text_encoder reads"
     assert words in text
-    assert text.index("no policy") < text.index("Both models draw")
+    assert text.index("no policy") < text.index("Both models generate")
     assert "the judge reads" not in text
     assert "Warnings" not in page().text
 
@@ -292,7 +292,7 @@ def test_the_figures_are_in_the_page_and_gains_come_and_are_replaced_later(page,
     assert [image["src"] for image in first.named("img")] == [weights.light]
     assert [source["srcset"] for source in first.named("source")] == [weights.dark], "for a dark page"
     assert "trained with min-snr" in first.text
-    assert "drawn here by stepalign plot gains" in first.text
+    assert "adds the change by timestep here" in first.text
     for gains in (replace(weights, light="data:,1", title="a < b"), replace(weights, light="data:,2")):
         report.add_gains(tmp_path / "report.html", [gains])
         result = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

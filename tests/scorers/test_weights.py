@@ -35,7 +35,7 @@ def test_of_several_files_the_one_of_the_expected_name_is_taken(tmp_path: Path) 
     for name in ("a.safetensors", "head.pth"):
         (tmp_path / name).touch()
     assert weights_file(str(tmp_path), filename="head.pth").name == "head.pth"
-    with pytest.raises(ValueError, match=r"or one called other\.pth; it has a\.safetensors, head\.pth"):
+    with pytest.raises(ValueError, match=r"or one named other\.pth; it has a\.safetensors, head\.pth"):
         weights_file(str(tmp_path), filename="other.pth")
 
 
@@ -147,7 +147,7 @@ def test_missing_weights_of_a_vision_tower_are_named(clip_folder: Path, tmp_path
 
 
 def test_unknown_weights_of_a_vision_tower_are_named(clip_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has weights that it does not know, (vision_model\.)?head\.bias"):
+    with pytest.raises(ValueError, match=r"has unknown weights, (vision_model\.)?head\.bias"):
         load_clip_vision(damaged(clip_folder, tmp_path, extra="vision_model.head.bias"))
 
 
@@ -161,7 +161,7 @@ def test_a_tower_whose_weights_do_not_fit_its_config_is_refused(clip_folder: Pat
 
 
 def test_a_folder_of_another_model_or_of_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no config\.json that says its model_type"):
+    with pytest.raises(ValueError, match=r"has no config\.json with a model_type"):
         load_clip_vision(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ValueError, match="holds a model of type 'bert', not a CLIP"):

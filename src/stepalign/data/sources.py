@@ -52,7 +52,7 @@ def open_pairs(
             return parquet_pairs(
                 path, name=source, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside
             )
-    raise ValueError(f"data.pairs: {source} is of no known kind; expected {KINDS}")
+    raise ValueError(f"data.pairs: {source} is of an unknown kind; expected {KINDS}")
 
 
 def _open_folder(
@@ -67,7 +67,7 @@ def _open_folder(
         return parquet_pairs(
             path, name=name, split=split, streaming=streaming, num_rows=num_rows, allow_outside=allow_outside
         )
-    raise ValueError(f"data.pairs: the folder {name} is of no known kind; expected {KINDS}")
+    raise ValueError(f"data.pairs: the folder {name} is of an unknown kind; expected {KINDS}")
 
 
 def _require_no_split(split: str, name: str) -> None:

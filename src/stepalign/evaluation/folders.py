@@ -76,7 +76,7 @@ def model_names(folders: list[EvaluatedFolder], names: list[str] | None) -> list
         known = [name for name in found if name]
         if len(set(known)) == len(folders):
             return known
-    raise ValueError(f"names: several folders are called {folders[0].path.resolve().name}; give every folder a name")
+    raise ValueError(f"names: several folders are named {folders[0].path.resolve().name}; give every folder a name")
 
 
 def check_same_images(folders: dict[str, EvaluatedFolder]) -> None:
@@ -100,7 +100,7 @@ def check_same_images(folders: dict[str, EvaluatedFolder]) -> None:
             if absent:
                 raise ValueError(
                     f"{len(base.images)} images in {first}, {len(folder.images)} in {name}: {lacking} lacks "
-                    f"{some(absent)}; draw as many images of every prompt"
+                    f"{some(absent)}; generate as many images of every prompt"
                 )
 
 
@@ -155,7 +155,7 @@ def other_seeds(folders: dict[str, EvaluatedFolder]) -> list[str]:
         different = sum(None not in pair and pair[0] != pair[1] for pair in known)
         if different:
             warnings.append(
-                f"{different} of {len(known)} images were drawn from other seeds by {name} than by {first}: the "
+                f"{different} of {len(known)} images were generated from other seeds by {name} than by {first}: the "
                 "comparison is fair, but its intervals are wider than they need be"
             )
     return warnings

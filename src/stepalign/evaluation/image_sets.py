@@ -172,7 +172,7 @@ def geneval_prompts(folder: Path, rows: list[ImageRow]) -> list[GenEvalPrompt]:
     if strange:
         raise ValueError(
             f"geneval: {len(strange)} of {len(rows)} images are of prompts that are not GenEval's, the first "
-            f"{strange[0]!r}; draw them with --prompts geneval"
+            f"{strange[0]!r}; generate them with --prompts geneval"
         )
     return [known[row.prompt] for row in rows]
 

@@ -113,7 +113,7 @@ def read_generation(folder: Path) -> dict[str, Any] | None:
     try:
         found = parse_json(read_text(path, path.stem), str(path))
     except ValueError as error:
-        raise ValueError(f"{error}; draw the images again, or delete it") from error
+        raise ValueError(f"{error}; generate the images again, or delete it") from error
     return _public(found) if isinstance(found, dict) else None
 
 

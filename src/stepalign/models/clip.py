@@ -111,7 +111,7 @@ def load_clip(folder: Path) -> CLIPModel:
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no CLIP model that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if "position_ids" not in key]
-    for problem, keys in (("no weights for", found["missing_keys"]), ("weights that CLIP does not know,", unknown)):
+    for problem, keys in (("no weights for", found["missing_keys"]), ("weights unknown to CLIP,", unknown)):
         if keys:
             raise ValueError(f"{folder} has {problem} {', '.join(sorted(keys))}")
     return model

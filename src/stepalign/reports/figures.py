@@ -68,7 +68,7 @@ def weights_panels(sampler: Sampler, weighting: Weighting) -> list[Panel]:
 
 
 def gains_panels(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[Panel]:
-    """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
+    """Each metric's gain, aligned minus base, by timestep with its 95 % interval (GradSPO figure 2b).
 
     `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.
     """
@@ -77,7 +77,7 @@ def gains_panels(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[P
         name = metric.replace("_", " ")
         points = [(float(t), row["difference"], *row["interval"]) for t, row in rows.items()]
         curves = [plots.Series(name, points)]
-        title, note = f"Gain in {name}", "of x̂0, aligned less base on the same noise; band: 95 % interval"
+        title, note = f"Gain in {name}", "of x̂0, aligned minus base on the same noise; band: 95 % interval"
         panels.append(panel(title, note, _words(title, curves), partial(plots.plot_by_timestep, curves)))
     return panels
 
@@ -97,7 +97,7 @@ def _words(title: str, curves: list[plots.Series]) -> str:
 
 
 def plot_gains(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
-    """Each metric's gain, aligned less base, by timestep with its 95 % interval (GradSPO figure 2b).
+    """Each metric's gain, aligned minus base, by timestep with its 95 % interval (GradSPO figure 2b).
 
     `gains` is metric -> timestep -> difference and interval, as `gains.measure_gains` gives it.
     """
@@ -109,7 +109,7 @@ def plot_gains(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
         axes.plot(timesteps, differences, marker="o", markersize=3)
         axes.fill_between(timesteps, low, high, alpha=0.25)
         axes.axhline(0, color="grey", linewidth=1)
-        axes.set(xlabel="timestep t", title=f"{metric}: aligned less base")
+        axes.set(xlabel="timestep t", title=f"{metric}: aligned minus base")
         axes.invert_xaxis()
         axes.grid(alpha=0.3)
     return _png(figure)

@@ -232,7 +232,7 @@ def scale(values: Iterable[Any]) -> float:
 def _verdict(low: Any, high: Any) -> str:
     """The significance of a paired difference in words; unclear when an end of the interval is 0 or not finite."""
     if not is_number(low) or not is_number(high) or low <= 0 <= high:
-        return "no clear change"
+        return "not significant"
     return "better" if low > 0 else "worse"
 
 

@@ -143,7 +143,7 @@ def add_gains(path: Path, panels: list[Panel]) -> None:
     if not (start and end):
         raise ValueError(f"{path} has no place for the figure of gains; it was written by an older version")
     words = (
-        '<p class="soft">What training changed in x̂0 at each timestep, aligned less base on the same noise, with 95 % '
+        '<p class="soft">The change of x̂0 at each timestep, aligned minus base on the same noise, with 95 % '
         "intervals over held-out prompts (GradSPO, figure 2b).</p>"
     )
     write_text(path, f"{before}{start}\n{words}\n{panels_html(panels)}\n{end}{after}")
@@ -174,7 +174,7 @@ def _trained_words(source: Sources) -> tuple[str, str]:
     if not isinstance(source, Candidates):
         words = "Not trained on: this run learns from the judge's gradient."
         return words, words
-    dropped = "Dropped: the judge told the candidates too little apart."
+    dropped = "Dropped: the judge's scores of the candidates were too close."
     return {
         "best-worst": "Trained on: best against worst.",
         "all-k": "Trained on: all candidates, weighted by their scores.",

@@ -49,7 +49,7 @@ class HPS:
         _check_version(version)
         for tower in (model.config.vision_config, model.config.text_config):
             if tower.hidden_act != "gelu":
-                raise ValueError(f"HPS has the activation gelu, the model's config says {tower.hidden_act!r}")
+                raise ValueError(f"HPS has the activation gelu, the model's config has {tower.hidden_act!r}")
         self.clip = ClipFeatures(model, tokenizer, name="HPS", cleaned=True, source=source)
         self.version = version
         self.antialias = antialias

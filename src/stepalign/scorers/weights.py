@@ -36,7 +36,7 @@ def weights_file(name: str, *, filename: str) -> Path:
         chosen = [file for file in found if file.name == filename] or found
         if len(chosen) != 1:
             there = ", ".join(file.name for file in found) or "none"
-            raise ValueError(f"{path} should have one file of weights, or one called {filename}; it has {there}")
+            raise ValueError(f"{path} should have one file of weights, or one named {filename}; it has {there}")
         return chosen[0]
     repository, inside = split_hub_file(name) or (name, filename)
     ask_hub(repository, "file or folder")
@@ -62,7 +62,7 @@ def model_type(folder: Path) -> str:
     try:
         kind = parse_json(read_text(folder / "config.json", "config"), str(folder / "config.json"))["model_type"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} has no config.json that says its model_type") from error
+        raise ValueError(f"{folder} has no config.json with a model_type") from error
     return str(kind)
 
 
@@ -88,7 +88,7 @@ def load_strictly(kind: Any, folder: Path, *, config: Any = None, other_parts: t
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no {kind.__name__} that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if "position_ids" not in key and not key.startswith(other_parts)]
-    for problem, keys in (("no weights for", found["missing_keys"]), ("weights that it does not know,", unknown)):
+    for problem, keys in (("no weights for", found["missing_keys"]), ("unknown weights,", unknown)):
         if keys:
             raise ValueError(f"{folder} as a {kind.__name__} has {problem} {', '.join(sorted(keys))}")
     return model

@@ -56,7 +56,7 @@ def load_named(name: str, known: Mapping[str, T], blank: Callable[[str], T]) -> 
         return known[name]
     path = Path(name).expanduser()
     if path.suffix not in (".yaml", ".yml"):
-        raise ValueError(f"recipe: there is none called {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        raise ValueError(f"recipe: there is none named {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     if not path.is_file():
         raise ValueError(f"recipe: there is no file {name!r}")
     values = parse_yaml(read_text(path, "recipe"), f"recipe: {name}")

@@ -118,7 +118,7 @@ def test_a_saved_model_names_the_same_colours(tiny_clip: CLIPModel, tokenizer: C
     )
     record = head.record
     assert (record.name, record.weights) == ("geneval-colours", tmp_path.name)
-    assert record.preprocessing.startswith("grey #999 outside the object's mask, cut to its box, then RGB")
+    assert record.preprocessing.startswith("grey #999 outside the object's mask, cropped to its box, then RGB")
     assert len(ColourHead(tiny_clip, tokenizer).record.sha256) == 64
     half = ColourHead.from_pretrained(str(tmp_path), dtype=torch.bfloat16)
     assert half.cosines(an_image(), OBJECTS, "car").dtype == torch.float32

@@ -49,7 +49,7 @@ def test_a_published_row_adds_up() -> None:
 
 def test_the_detector_is_part_of_the_name() -> None:
     assert summarise(a_whole_run(), detector="HF Mask2Former x/y").name == "GenEval (HF Mask2Former x/y)"
-    with pytest.raises(ValueError, match="detector must be the name of what found the objects, got ' '"):
+    with pytest.raises(ValueError, match="detector must be a text that names it, got ' '"):
         summarise(a_whole_run(), detector=" ")
 
 

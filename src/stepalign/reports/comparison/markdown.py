@@ -25,7 +25,7 @@ def comparison_markdown(summary: dict[str, Any]) -> str:
         f"{summary['num_prompts']:,} prompts, {summary['num_images']:,} images of each model. Intervals are 95 %,"
     ]
     lines += [
-        "over prompts. **Bold**: best, its interval against the next leaves out 0; _italic_: second best likewise.",
+        "over prompts. **Bold**: best, its interval against the next excludes 0; _italic_: second best likewise.",
         "",
     ]
     lines += [*map(markdown_text, sampling_lines(summary)), ""]

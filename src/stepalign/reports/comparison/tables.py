@@ -82,7 +82,7 @@ def any_text_lines(summary: dict[str, Any], pair: tuple[str, str], digits: dict[
                 share = _share_words(row["share"])
                 told = f"{share} of the {side} is independent of the prompt: with other prompts’ texts it is {measured}"
             elif row["interval"][0] <= 0 <= row["interval"][1]:
-                told = f"with other prompts’ texts there is no clear change: {measured}"
+                told = f"with other prompts’ texts the difference is not significant: {measured}"
             else:
                 told = f"with other prompts’ texts the difference is {measured}"
             lines.append(f"{row['scorer']}: {told}.")

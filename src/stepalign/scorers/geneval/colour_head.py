@@ -29,7 +29,7 @@ from stepalign.support.images import as_rgb
 COLOUR_MODEL = "openai/clip-vit-large-patch14"
 BACKGROUND = (153, 153, 153)
 TEMPLATES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}", "a photo of a {colour} object")
-PREPROCESSING = "grey #999 outside the object's mask, cut to its box, then "
+PREPROCESSING = "grey #999 outside the object's mask, cropped to its box, then "
 
 
 class ColourHead:

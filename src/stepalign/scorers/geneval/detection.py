@@ -121,7 +121,7 @@ def load_mask2former(folder: Path) -> Mask2FormerForUniversalSegmentation:
         raise ValueError(f"{folder} holds no Mask2Former that fits its config: {first_line(error)}") from error
     unknown = [key for key in found["unexpected_keys"] if not key.endswith(".relative_position_index")]
     missing = [key for key in found["missing_keys"] if not key.startswith("criterion.")]
-    for problem, keys in (("no weights for", missing), ("weights that a Mask2Former does not know,", unknown)):
+    for problem, keys in (("no weights for", missing), ("weights unknown to Mask2Former,", unknown)):
         if keys:
             raise ValueError(f"{folder} has {problem} {', '.join(sorted(keys))}")
     return model

@@ -57,7 +57,7 @@ def summarise(verdicts: Sequence[Verdict], *, detector: str) -> GenEvalSummary:
     Raises ValueError without verdicts, without a detector's name, and for a prompt of two tasks.
     """
     require(bool(verdicts), "verdicts", "none", "at least one")
-    require(bool(detector.strip()), "detector", repr(detector), "the name of what found the objects")
+    require(bool(detector.strip()), "detector", repr(detector), "a text that names it")
     counts = _counts(verdicts)
     tasks = {}
     for tag, rows in counts.items():
