@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from drawn import an_image, blotches
@@ -176,6 +177,19 @@ def test_the_batch_does_not_matter(tiny_clip: CLIPModel, tokenizer: CLIPTokenize
         for size in (5, batch_size)
     )
     torch.testing.assert_close(parted, whole, rtol=2e-6, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_the_networks_own_size_and_their_tensors_score_alike(
+    tiny_clip: CLIPModel, tokenizer: CLIPTokenizer, name: str
+) -> None:
+    """And without gradients for any weight."""
+    scorer, last = make_scorer(name, copy.deepcopy(tiny_clip).requires_grad_(), tokenizer)
+    levels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    exact = scorer.score([Image.fromarray(one) for one in levels], PROMPTS[:2])
+    tensors = torch.from_numpy(levels).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(scorer(tensors, PROMPTS[:2]), exact, rtol=0, atol=1e-4)
+    assert not any(parameter.requires_grad for parameter in last.parameters())
 
 
 @pytest.mark.parametrize("name", NAMES)
