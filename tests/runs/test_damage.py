@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 
 import stepalign
-from stepalign.runs.recipes import Recipe, load_recipe
+from stepalign.runs.job import BY_CONTENT
+from stepalign.runs.recipes import Recipe, load_recipe, with_absolute_paths
+from stepalign.runs.run_directory import recipe_owner
+from stepalign.support.claim import claim
 from stepalign.support.config import change
 from stepalign.support.file_record import FILE_RECORD, check_files
+from stepalign.support.marker import MARKER, identity_of
 from stepalign.support.watcher import NullWatcher
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
@@ -122,3 +126,15 @@ def test_what_cannot_be_made_again_is_an_error(recipe: Recipe, finished: Path, t
     with pytest.raises(ValueError, match=rf"{ADAPTER} is damaged, .*no whole checkpoint is left"):
         stepalign.run(recipe, output)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_lost_marker_is_restored_with_its_digests_from_the_checkpoint(
+    recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(finished, output)
+    (output / MARKER).unlink()
+    owner = recipe_owner("train", with_absolute_paths(recipe), Recipe(name=recipe.name), by_content=BY_CONTENT)
+    with claim(output, owner) as claimed:
+        assert not claimed.adopted
+        assert identity_of(output) == identity_of(finished) != {}

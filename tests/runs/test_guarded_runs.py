@@ -293,3 +293,21 @@ def test_rows_after_the_last_checkpoint_are_forgotten(
         assert ([row["round"] for row in watch.rows], watch.stopped) == (rounds, over)
     warned = replace(parts, recipe=recipe_of(guard={"action": "warn"}))
     assert not GuardWatch(warned, tmp_path, NullWatcher()).stopped
+
+
+def test_a_damaged_adapter_that_the_guard_may_restore_is_named_before_training(
+    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "run"
+    interrupted(go, output, "round 2")
+    path = output / "guard/round-00001.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    monkeypatch.setattr(Trainer, "round", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(ValueError, match=r"^output: .*guard/round-00001\.pt is damaged, and the guard may have"):
+        go(output)
+
+
+def test_rows_of_a_guard_that_are_damaged_name_their_line(tmp_path: Path) -> None:
+    (tmp_path / "guard.jsonl").write_text('{"round": 0, "scores": {}, "alarm": null}\n{"round": 1}\n')
+    with pytest.raises(ValueError, match=r"guard\.jsonl line 2 is no measurement of a guard; restore the file"):
+        guard.read_guard_rows(tmp_path)

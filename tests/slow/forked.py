@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -60,6 +61,7 @@ def fork(work: Callable[[], int], folder: Path, death: Death | None = None) -> E
             handle = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))  # not pytest's
             _prepare(death, writes)
             status = work()
         except BaseException:

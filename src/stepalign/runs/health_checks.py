@@ -199,7 +199,8 @@ def check_end(parts: Parts, health: HealthWatch) -> str | None:
                 "source.min_gap",
             )
         )
-        return None
+        skipped = parts.trainer.updater.num_skipped
+        return f"none of {skipped} updates had a gradient of finite numbers: nothing was trained" if skipped else None
     if parts.trainer.updater.num_failures:
         failed = (
             f"training ended with {parts.trainer.updater.num_failures} updates in a row whose gradient is not finite: "

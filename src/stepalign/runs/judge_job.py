@@ -117,6 +117,11 @@ def _work(recipe: JudgeRecipe, run: Run) -> JudgeSummary | None:
     progress = JudgeProgress(parts, run, start, rows, cut)
     with finishing():
         _train(progress)
+    if parts.trainer.num_skipped == parts.trainer.num_steps:
+        raise ValueError(
+            f"none of {parts.trainer.num_steps} steps had a gradient of finite numbers: nothing was trained; check the "
+            "files of judge.start and the pairs, or lower training.learning_rate"
+        )
     began = time.perf_counter()
     judge = _held_out_scores(parts, run.watcher)
     if not processes().is_main_process:

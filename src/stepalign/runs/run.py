@@ -19,6 +19,7 @@ from stepalign.support.file_record import record_files
 from stepalign.support.files import write_text
 from stepalign.support.marker import Owner
 from stepalign.support.parallel import decided_by_main, processes
+from stepalign.support.peers import ending_with_others
 from stepalign.support.watcher import Watcher
 
 S = TypeVar("S")
@@ -54,7 +55,7 @@ def open_run(
     output: Path, owner: Owner, *, files: tuple[str, ...], watcher: Watcher, lock: str = LOCK
 ) -> Iterator[Run]:
     """Claim a directory for a job of all processes until the block ends; raises ValueError as `claim` does."""
-    with claim(output, owner, note=watcher.note, lock=lock) as claimed:
+    with ending_with_others(), claim(output, owner, note=watcher.note, lock=lock) as claimed:
         yield Run(claimed, watcher, files)
 
 

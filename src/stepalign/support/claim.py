@@ -143,7 +143,10 @@ class _Held:
                 raise ValueError(f"output: {path} is a file; give a directory")
         unmarked = output.is_dir() and not _is_blank(output) and not (output / MARKER).exists()
         if unmarked and owner.copy(output) is None and owner.legacy(output) is None:
-            raise ValueError(f"output: {output} holds files of something else; give a new or empty directory")
+            raise ValueError(
+                f"output: {output} holds files of something else; give a new or empty directory, or restore its "
+                f"{MARKER}"
+            )
 
     def _mark(self, owner: Owner, note: Note) -> tuple[bool, str]:
         """Compare the locked directory's owner with this one, and write the marker where there is no whole one."""

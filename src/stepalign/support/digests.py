@@ -47,8 +47,16 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def check_weights(module: nn.Module) -> None:
+    """Raise ValueError naming the first weight of a loaded network that holds values which are not finite."""
+    for name, weight in module.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"the weight {name} of {type(module).__name__} holds values that are not finite numbers")
+
+
 def module_digest(module: nn.Module) -> str:
-    """The digest of a module's weights and their precision."""
+    """The digest of a module's weights and their precision; raises ValueError where a weight is not finite."""
+    check_weights(module)
     return tensors_digest(module.state_dict())
 
 

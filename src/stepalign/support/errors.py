@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from stepalign.support.stopping import Stopped
+from stepalign.support.stopping import Stopped, reports_end
 
 TRACEBACK = "traceback.txt"
 MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
@@ -67,7 +67,7 @@ def report(
             f"unexpected {type(error).__name__}: {str(error) or 'no message'}; {where}; please report it with the "
             "output of `stepalign env`"
         )
-    if _is_main_process() or (not isinstance(error, Stopped) and not _lost_process(error)):
+    if reports_end() or (not isinstance(error, Stopped) and not _lost_process(error)):
         say(line)
     return status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,8 @@ from stepalign.support.reproducibility import warn_about_mkl
 from stepalign.support.stopping import stop_requested
 
 T = TypeVar("T")
+TIMEOUT = timedelta(hours=6)
+"""Of a collective operation: longer than one process may work while the others wait. `peers.py` sees dead processes."""
 
 
 def processes() -> PartialState:
@@ -22,7 +25,7 @@ def processes() -> PartialState:
     Without a GPU the processes communicate through gloo, which accelerate needs as an option.
     """
     warn_about_mkl()
-    return PartialState(cpu=not torch.accelerator.is_available())
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
 
 
 def any_asked_to_stop() -> int:

@@ -29,16 +29,18 @@ SHOW_CURSOR = "\x1b[?25h"
 class Stopped(BaseException):
     """A command ended early by a signal; a BaseException, so that no `except Exception` catches it."""
 
-    def __init__(self, signum: int, saved: str = "") -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
+    def __init__(self, signum: int, saved: str = "", *, reason: str = "") -> None:
+        super().__init__(reason or f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+        self.reason = reason
+        """Why the program itself ended the command; "" where a signal did."""
         self.saved = saved
         """The saved progress, as a message: "round 3 of 16 is saved"."""
 
     @property
     def status(self) -> int:
-        """The exit status of a process that this signal ended: 130, 143 or 129."""
-        return 128 + self.signum
+        """The exit status of a process that this signal ended: 130, 143 or 129; 1 where the program itself did."""
+        return 1 if self.reason else 128 + self.signum
 
 
 @dataclass(slots=True)
@@ -48,6 +50,10 @@ class _Request:
     signum: int | None = None
     since: float = 0.0
     num_finishing: int = 0
+    reason: str = ""
+    """Why the program itself asked."""
+    reports: bool = False
+    """Whether this process reports in place of a main process that is gone."""
 
 
 _request = _Request()
@@ -59,7 +65,7 @@ def stop_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _request.signum, _request.num_finishing = None, 0
+    _request.signum, _request.num_finishing, _request.reason, _request.reports = None, 0, "", False
     known = [getattr(signal, name) for name in NAMES if name in signal.Signals.__members__]
     before = {number: signal.getsignal(number) for number in known}
     handled = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
@@ -91,7 +97,26 @@ def stop_requested() -> int:
 def check_stop(saved: str = "") -> None:
     """Raise Stopped, with the saved progress, if a signal has asked this process to stop."""
     if _request.signum is not None:
-        raise Stopped(_request.signum, saved)
+        raise Stopped(_request.signum, saved, reason=_request.reason)
+
+
+def end_early(reason: str) -> None:
+    """Ask the main thread, from another one, to end the command at its next safe point, as a signal would."""
+    _request.reason = reason
+    if signal.getsignal(signal.SIGTERM) is _on_signal:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+    elif _request.signum is None:
+        _request.signum = signal.SIGTERM
+
+
+def report_in_place_of_main() -> None:
+    """Have this process report how the command ended, in place of a main process that is gone."""
+    _request.reports = True
+
+
+def reports_end() -> bool:
+    """Whether this process reports how the command ended."""
+    return _request.reports or os.environ.get("RANK", "0") == "0"
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
@@ -99,7 +124,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if _request.signum is None:
         _request.signum, _request.since = signum, now
         if not _request.num_finishing:
-            raise Stopped(signum)
+            raise Stopped(signum, reason=_request.reason)
     elif now - _request.since > (FORWARDED if "LOCAL_RANK" in os.environ else REPEATS):
         _exit_now(signum)
 
