@@ -160,7 +160,7 @@ def miniature_parts(device: torch.device, folder: Path, config: JudgeTraining) -
         model.forget()
         return model.encode(prompts)
 
-    encoder = PairEncoder(encode, model.encode_images, model.picture_size, batch_size=64)
+    encoder = PairEncoder(encode, model.encode_images, model.image_size, batch_size=64)
     pairs, _ = prepare(WorldPairs(split="train", num_rows=1024), folder, encoder=encoder)
     return JudgeScorer(spm.to(device), model.pipeline.tokenizer, base, precision=config.precision), encoder, pairs
 

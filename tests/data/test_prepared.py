@@ -51,9 +51,9 @@ def test_a_real_models_encodings_come_back_bit_by_bit_in_their_own_precision(
     def encode(prompts: list[str]) -> Conditioning:
         return replace(tiny_sdxl.encode(prompts), tokens=tiny_sdxl.encode(prompts).tokens.bfloat16())
 
-    encoder = PairEncoder(encode, tiny_sdxl.encode_images, tiny_sdxl.picture_size, batch_size=4)
+    encoder = PairEncoder(encode, tiny_sdxl.encode_images, tiny_sdxl.image_size, batch_size=4)
     batch = prepare(Rows(rows), tmp_path, encoder=encoder)[0].take([0, 1, 2, 3])
-    images = [to_tensor(image, tiny_sdxl.picture_size) for row in rows for image in read(row).images]
+    images = [to_tensor(image, tiny_sdxl.image_size) for row in rows for image in read(row).images]
     latents = tiny_sdxl.encode_images(torch.stack(images)).unflatten(0, (-1, 2))
     cond = encode([row.prompt for row in rows])
     assert torch.equal(batch.latents, latents)

@@ -57,7 +57,7 @@ def cat(batches: Sequence[B]) -> B:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning(Batch):
-    """What a denoiser sees besides x_t and t."""
+    """A denoiser's inputs besides x_t and t."""
 
     tokens: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b q"] | None = None
@@ -96,40 +96,40 @@ class StepComparisons(Batch):
 
 
 def preference_gap(scores: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
-    """How sure the judge is that the best beats the worst: P(best) - P(worst) = tanh((s_best - s_worst) / 2)."""
+    """The judge's confidence in the best over the worst: P(best) - P(worst) = tanh((s_best - s_worst) / 2)."""
     return torch.tanh((scores.amax(1) - scores.amin(1)) / 2)
 
 
 def pair(
     candidates: StepCandidates, *, rule: Pairing = "best-worst", min_gap: float = 0.0
 ) -> tuple[StepComparisons, Bool[Tensor, " b"]]:
-    """One comparison per pool, and which of them the judge is sure enough of to train on.
+    """One comparison per pool, and a mask of the comparisons whose preference gap is large enough to train on.
 
     "best-worst" compares the best candidate with the worst (SPO section 4.1). "two-random" orders the first two
     candidates by their scores (SPO Table 9). "all-k" lets every candidate vote: the pair's noises are ±z/2 with
     z = sum_i w_i z_i, w the centred scores scaled to sum(w²) = 2, so that |z| is what |z_best - z_worst| would be for
     independent noise.
 
-    A comparison is sure when its two scores' preference gap exceeds `min_gap` ("all-k": the best's and worst's).
-    Pools whose compared scores are all equal say nothing and are never sure.
+    A comparison is kept when its two scores' preference gap exceeds `min_gap` ("all-k": the best's and worst's).
+    Pools with equal compared scores are never kept.
     """
     scores, k = candidates.scores, candidates.scores.shape[1]
     if k < 2:
         raise ValueError(f"a comparison needs at least two candidates, got k = {k}")
     if rule == "two-random":
         scores = scores[:, :2]
-    sure = (preference_gap(scores) > min_gap) & (scores.amax(1) > scores.amin(1))
+    kept = (preference_gap(scores) > min_gap) & (scores.amax(1) > scores.amin(1))
     x_t, prediction, noise = candidates.x_t, candidates.prediction, candidates.noise
     if rule == "all-k":
         if x_t.shape[1] != 1:
             raise ValueError("pairing 'all-k' needs candidates that leave from one parent")
         half = 0.5 * torch.einsum("bk,bkchw->bchw", vote_weights(scores).to(noise.dtype), noise)
-        return StepComparisons(candidates.cond, candidates.t, x_t, prediction, torch.stack([half, -half], 1)), sure
+        return StepComparisons(candidates.cond, candidates.t, x_t, prediction, torch.stack([half, -half], 1)), kept
     order = torch.stack([scores.argmax(1), scores.argmin(1)], 1)
     rows = torch.arange(len(order), device=order.device)[:, None]
     if x_t.shape[1] != 1:
         x_t, prediction = x_t[rows, order], prediction[rows, order]
-    return StepComparisons(candidates.cond, candidates.t, x_t, prediction, noise[rows, order]), sure
+    return StepComparisons(candidates.cond, candidates.t, x_t, prediction, noise[rows, order]), kept
 
 
 def vote_weights(scores: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:

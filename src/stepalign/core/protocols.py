@@ -76,7 +76,7 @@ class TrainablePolicy(Policy, Protocol):
         ...
 
     def load(self, *, adapter: dict[str, Tensor], ema: dict[str, Tensor]) -> None:
-        """Take over saved adapter weights."""
+        """Load saved adapter weights."""
         ...
 
 
@@ -156,7 +156,7 @@ class Source(Protocol[B_co]):
     def collect(self, index: int, tick: Callable[[int, int], None]) -> Collected[B_co]:
         """This process's experience of round `index`, counted from 0; decided by the seed and the index.
 
-        `tick` is called with how much of the work is done and how much there is. It may not wait for other processes.
+        `tick` is called with the amount of work done and the total. It must not wait for other processes.
         """
         ...
 
@@ -201,7 +201,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ScorerRecord:
-    """What must be known of a scorer to make its numbers again; goes into every result."""
+    """The description of a scorer that makes its scores reproducible; part of every result."""
 
     name: str
     """The column's name, with the version where versions differ: "hps-v2.1"."""
@@ -210,26 +210,26 @@ class ScorerRecord:
     sha256: str
     """Of the weights' files."""
     preprocessing: str
-    """What happens to a picture before the network, in words."""
+    """Preprocessing of an image, in words."""
     scale: str
-    """What the number is: "exp(logit_scale) cos", "100 cos"."""
+    """Scale of the score: "exp(logit_scale) cos", "100 cos"."""
     needs_prompt: bool
     libraries: dict[str, str]
-    """Versions of those that decide the number."""
+    """Versions of the libraries that decide the score."""
     content: str = ""
     """The digest of weights, config and tokenizer as loaded, whatever files they came from; "" before it was kept."""
 
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Scores finished pictures as published numbers were made; larger is better.
+    """Scores finished images with the preprocessing of published numbers; larger is better.
 
-    The same networks as a `Metric`, a differentiable reward on tensors, prepare pictures differently.
+    The same networks as a `Metric`, a differentiable reward on tensors, prepare images differently.
     """
 
     @property
     def record(self) -> ScorerRecord:
-        """What its numbers are of; reading the weights' files for it may take seconds."""
+        """Weights and preprocessing; reading the weight files may take seconds."""
         ...
 
     def num_cut(self, prompts: list[str]) -> int:
@@ -237,7 +237,7 @@ class Scorer(Protocol):
         ...
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> Float[Tensor, " b"]:
-        """One fp32 score per picture, on the CPU; pictures of any size and mode."""
+        """One fp32 score per image, on the CPU; images of any size and mode."""
         ...
 
 

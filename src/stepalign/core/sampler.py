@@ -21,7 +21,7 @@ SMALLEST_ALPHA = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class NoiseSchedule:
-    """What a base model was trained with, from its own scheduler config."""
+    """The noise schedule of a base model's training, from its scheduler config."""
 
     alphas_cumprod: Float[Tensor, " steps"]
     """Float64, one per training timestep."""

@@ -1,4 +1,4 @@
-"""Where random numbers come from: generators that integers decide, so that a draw depends on nothing before it."""
+"""Stateless random numbers: one generator per (seed, purpose, key), independent of earlier samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for; keeps the draws of one seed apart."""
+    """The purpose of random numbers; separates the streams of one seed."""
 
     PROMPT_ORDER = 1
     ROLLOUT = 2
@@ -61,7 +61,7 @@ class EpochOrder:
 class PromptNoise:
     """The random numbers of a rollout, each prompt's from its own generator.
 
-    What a prompt draws depends on its generator alone, not on the prompts beside it.
+    A prompt's random numbers depend on its generator alone, not on other prompts.
     """
 
     def __init__(self, generators: Sequence[torch.Generator], *, device: torch.device | str = "cpu") -> None:

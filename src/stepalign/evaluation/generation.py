@@ -111,7 +111,7 @@ def generate_folder(
             "finished": True,
             "num_prompts": len(prompts),
             "num_images": len(rows),
-            "resolution": list(loaded.model.picture_size),
+            "resolution": list(loaded.model.image_size),
             "prompts_cut": cut,
             "identity": loaded.identity,
             "revisions": _revisions(choice),
@@ -143,7 +143,7 @@ def _load(choice: Generation) -> _Loaded:
 
 
 def _revisions(choice: Generation) -> dict[str, str]:
-    """The commits of what comes from the hub, by setting."""
+    """Commits of hub repositories, by setting."""
     names = {"model": choice.model, "unet": choice.unet, "base.vae": choice.base.vae, "base.config": choice.base.config}
     names |= {f"adapters.{number}": split_scale(entry)[0] for number, entry in enumerate(choice.adapters)}
     found = {setting: hub_revision(name) for setting, name in names.items() if name is not None}

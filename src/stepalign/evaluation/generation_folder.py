@@ -105,7 +105,7 @@ def images_to_generate(output: Path, rows: list[ImageRow], note: Note) -> list[s
     shown = describe_damage(dict(list(found.items())[:SHOWN]))
     more = f", and {len(found) - SHOWN} more are damaged or missing" if len(found) > SHOWN else ""
     note(f"in {output} {shown}{more}; made again")
-    if FILE_RECORD in found:  # nothing says which images are as they were
+    if FILE_RECORD in found:  # nothing records which images are unchanged
         return [row.file for row in rows]
     return [row.file for row in rows if row.file in found]
 

@@ -43,7 +43,7 @@ def model_card(*, name: str, command: str, recipe: str, summary: Mapping[str, An
 
 
 def trained_on(summary: Mapping[str, Any]) -> str:
-    """Which pairs a training saw, in words: its steps may draw fewer than there are, or each of them many times.
+    """The pairs of a training, in words: its steps may use fewer than there are, or each of them many times.
 
     A summary without `num_pairs_drawn`, of an older version, only says how many pairs there were.
     """

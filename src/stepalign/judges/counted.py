@@ -1,4 +1,4 @@
-"""A judge whose images are counted."""
+"""A wrapper of a judge that counts its images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stepalign.core.protocols import DifferentiableJudge, Judge
 
 
 class CountedJudge:
-    """A judge that counts the images it scores, in `calls`, until somebody clears them."""
+    """A judge that counts the images it scores, in `calls`, until they are cleared."""
 
     def __init__(self, judge: Judge) -> None:
         self.judge = judge

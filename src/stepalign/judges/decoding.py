@@ -1,4 +1,4 @@
-"""What judges of decoded pictures share: scores in batches, and their gradients with respect to the latents."""
+"""Shared by judges of decoded images: scores in batches, and their gradients with respect to the latents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from stepalign.core.protocols import Decode
 
 DecodedScore = Callable[[Float[Tensor, "b 3 hh ww"], Int[Tensor, " b"], list[str]], Float[Tensor, " b"]]
-"""Scores of decoded pictures, with values around [-1, 1], at their timesteps under their prompts."""
+"""Scores of decoded images, with values around [-1, 1], at their timesteps under their prompts."""
 
 
 @torch.no_grad()

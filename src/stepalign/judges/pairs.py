@@ -1,4 +1,4 @@
-"""A judge's scores of pairs of pictures, seen through a frozen base model at some noise level."""
+"""A judge's scores of image pairs, on a frozen base model's predictions at a noise level."""
 
 from __future__ import annotations
 

@@ -70,9 +70,9 @@ class StepAwarePreferenceModel(nn.Module):
         require(preprocessing in known, "preprocessing", preprocessing, f"one of {', '.join(known)}")
         self.config = config
         self.timestep_conditioning = timestep_conditioning
-        """False leaves plain CLIP, which sees noisy pictures but not the timestep (SPO Table 5)."""
+        """False leaves plain CLIP, which sees noisy images but not the timestep (SPO Table 5)."""
         self.preprocessing: Preprocessing = preprocessing
-        """How decoded pictures become the tower's input, in training and in scoring."""
+        """Preprocessing of decoded images for the tower, in training and in scoring."""
         self.gradient_checkpointing = False
         clip = CLIPModel(config)
         self.text_model = clip.text_model

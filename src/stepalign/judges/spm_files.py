@@ -19,9 +19,9 @@ from stepalign.support.tensor_files import read_folder_tensors, read_tensors, we
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 OPTIONS = "step_aware"
-"""Where config.json says what a CLIP's config has no word for."""
+"""The key in config.json for options that a CLIP's config does not have."""
 MODEL_TYPE, ARCHITECTURE = "step_aware_preference_model", "StepAwarePreferenceModel"
-"""What config.json names, so that no other program takes the folder for a CLIP."""
+"""Names in config.json, so that no other program loads the folder as a CLIP."""
 RELEASED_TOKENIZER = "yuvalkirstain/PickScore_v1"
 """Whose tokenizer the released checkpoints use."""
 

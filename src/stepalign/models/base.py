@@ -1,4 +1,4 @@
-"""A base model as the rest of the library sees it, and what a family of models hands in to make one."""
+"""Interface of base models, and the definition of a model family."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GROWN = (
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What sets one kind of base model apart from the others; `load` does the rest."""
+    """The definition of a model family; `load` does the rest."""
 
     name: str
     pipeline: Any
@@ -43,7 +43,8 @@ class Family:
     encode_text: Callable[[DiffusionPipeline, tuple[int, int], list[str]], Conditioning]
     """(pipeline, (height, width) in pixels, prompts) -> a row of conditioning per prompt."""
     negative: Callable[[DiffusionPipeline, tuple[int, int]], Conditioning | None]
-    """(pipeline, (height, width) in pixels) -> what guidance points away from, None for the encoded empty prompt."""
+    """(pipeline, (height, width) in pixels) -> the negative conditioning of guidance, None for the encoded empty
+    prompt."""
     honours_force_upcast: bool
     """Whether a VAE whose config says `force_upcast` stays in float32 when the model is in half precision."""
     lora_version: Callable[[DiffusionPipeline], Mapping[str, str]]
@@ -54,7 +55,7 @@ class Family:
 
 @dataclass(slots=True)
 class BaseModel:
-    """A loaded base model: what a policy, a judge and a sampler need of it."""
+    """A loaded base model with the parts that a policy, a judge and a sampler need."""
 
     pipeline: DiffusionPipeline
     latent_shape: tuple[int, int, int]
@@ -63,7 +64,7 @@ class BaseModel:
     encode_text: Callable[[list[str]], Conditioning]
     """The text encoders: a row of conditioning per prompt."""
     negative_row: Conditioning | None = None
-    """What guidance points away from; None for the encoded empty prompt."""
+    """The negative conditioning of guidance; None for the encoded empty prompt."""
     lora_version: Mapping[str, str] = field(default_factory=dict)
     """Metadata of a kohya LoRA of this model."""
     num_encoded: int = field(default=0, init=False)
@@ -80,8 +81,8 @@ class BaseModel:
         return self.pipeline.unet.device
 
     @property
-    def picture_size(self) -> tuple[int, int]:
-        """Height and width of the pictures in pixels."""
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of images in pixels."""
         scale = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         return self.latent_shape[1] * scale, self.latent_shape[2] * scale
 
@@ -105,7 +106,7 @@ class BaseModel:
         self._rows.clear()
 
     def negative(self) -> Conditioning:
-        """What guidance points away from, one row."""
+        """The negative conditioning of guidance, one row."""
         if self.negative_row is None:
             return self.encode([""])
         return self.negative_row.map(lambda value: value.to(self.device))
@@ -131,7 +132,7 @@ class BaseModel:
         return (latents - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
 
     def _vae_remedy(self) -> str:
-        """What to try where the VAE's output is not finite."""
+        """The remedy where the VAE's output is not finite."""
         if self.pipeline.vae.dtype == torch.float16:
             return (
                 "fp16 overflows in SDXL's first VAE: give --base.vae madebyollin/sdxl-vae-fp16-fix, or "

@@ -38,7 +38,7 @@ def base_identity(model: BaseModel) -> Identity:
 
     Call it before adapters are put on the networks, which rename their tensors.
     """
-    pipeline, (height, width) = model.pipeline, model.picture_size
+    pipeline, (height, width) = model.pipeline, model.image_size
     found = {
         "precision": str(pipeline.unet.dtype).removeprefix("torch."),
         "resolution": f"{height}x{width}",

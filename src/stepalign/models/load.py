@@ -43,8 +43,8 @@ def load(
     `name` is a diffusers folder, a hub id or a `.safetensors` file in Stable Diffusion's original layout; such a file
     holds no tokenizer, so it takes configs and tokenizer from `config`, a diffusers folder or hub id (by default the
     hub repository that diffusers knows the layout by). `vae`, a folder or hub id of a diffusers VAE, replaces the
-    model's own. `prediction_type` is what the network predicts where the files do not say or say it wrong.
-    `resolution` is the picture's side in pixels or its (height, width), by default the one the model was trained at.
+    model's own. `prediction_type` is what the network predicts where the files do not state it or are wrong.
+    `resolution` is the image's side in pixels or its (height, width), by default the one the model was trained at.
     Of a folder's weights the full ones are taken, else those in half precision (`*.fp16.safetensors`).
 
     Raises ValueError when nothing can be loaded from `name` or `vae`, or the parts do not fit together.
@@ -139,7 +139,7 @@ def _load_text_encoder(name: str, source: str, part: str, *, kind: Any, dtype: t
 
 
 def _check_complete(name: str, pipeline: DiffusionPipeline, family: Family) -> None:
-    """Refuse what the libraries let pass, from missing weights to parts that do not fit together."""
+    """Raise ValueError for faults that the libraries accept, from missing weights to incompatible parts."""
     for part in ("unet", "vae", *family.text_encoders):
         _check_weights("model", name, pipeline.components[part], part)
     for part, tokenizer in zip(family.text_encoders, tokenizers_of(family), strict=True):

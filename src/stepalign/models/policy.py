@@ -66,7 +66,7 @@ class GuidedNetwork:
     def __call__(
         self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
-        """A guided prediction; raises NotFinite, naming what was not finite first."""
+        """A guided prediction; raises NotFinite, naming the first part that is not finite."""
         return self.predict(x_t, t, cond, name="the UNet", otherwise=DAMAGED)
 
     def predict(
@@ -111,8 +111,8 @@ class GuidedNetwork:
 class LoraPolicy:
     """A guided network whose attention projections carry a trained adapter and its average.
 
-    Adapters start as nothing: A normal with standard deviation 1/rank, drawn from `seed`, B = 0, alpha = rank. The
-    average starts as a copy.
+    Adapters start without effect: A normal with standard deviation 1/rank, sampled with `seed`, B = 0, alpha = rank.
+    The average starts as a copy.
     """
 
     def __init__(

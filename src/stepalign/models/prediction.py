@@ -1,4 +1,4 @@
-"""What a base model's network predicts and on which noise schedule: as its files say, or as the user does."""
+"""Prediction type and noise schedule of a base model, from its files or the user."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MARKS = {
     "sample": "sample",
     "x0": "sample",
 }
-"""What modelspec.prediction_type may say (https://github.com/Stability-AI/ModelSpec), and what it means."""
+"""Values of modelspec.prediction_type (https://github.com/Stability-AI/ModelSpec), and their meaning."""
 ARCHITECTURES = {"stable-diffusion-v2-768-v": "v_prediction", "stable-diffusion-v2-512": "epsilon"}
-"""Values of modelspec.architecture that tell the two kinds of Stable Diffusion 2.x apart, which nothing else does."""
+"""Values of modelspec.architecture that distinguish the two kinds of Stable Diffusion 2.x, which nothing else does."""
 EDM = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 """Tensors that mark Playground v2.5 and CosXL."""
 STABLE_DIFFUSION_2 = "cond_stage_model.model."
 """How its text encoder's tensors begin in a single file."""
 DEFAULTS = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "timestep_spacing": "leading"}
-"""What a scheduler's config means where it does not say."""
+"""Defaults of a scheduler's config."""
 
 
 def prediction_of_file(

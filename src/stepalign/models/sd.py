@@ -10,7 +10,7 @@ from stepalign.models.base import Family, token_ids
 
 
 def encode_text(pipeline: DiffusionPipeline, size: tuple[int, int], prompts: list[str]) -> Conditioning:
-    """The text encoder's last hidden states; the size of the picture plays no part."""
+    """The text encoder's last hidden states; the image size is not used."""
     ids = token_ids(pipeline.tokenizer, prompts).to(pipeline.text_encoder.device)
     return Conditioning(pipeline.text_encoder(ids).last_hidden_state)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled text embedding, and the picture's size as a condition."""
+"""Stable Diffusion XL: two text encoders, a pooled text embedding, and the image size as conditioning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stepalign.models.base import Family, token_ids
 
 
 def time_ids(size: tuple[int, int]) -> Float[Tensor, "1 6"]:
-    """Original size, crop and target size: of a picture that was always of this (height, width) and never cropped."""
+    """Original size, crop and target size: of an uncropped image of this (height, width)."""
     return torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
 
 

@@ -31,8 +31,8 @@ class Stepwise:
     radius: float = 0.309
     """Limit of rms(delta) for "rms"; sqrt(ln 1.1) = .309 is where "clamp" with clip = .1 stops GradSPO."""
     noise: Literal["max-min", "separate"] = "max-min"
-    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. Only "clamp" can tell; where
-    there are two parents each keeps its own."""
+    """Which noise moves each target: half the difference, ±(z⁺ − z⁻)/2, or its own z⁺, z⁻. It matters for "clamp" only;
+    where there are two parents each keeps its own."""
 
     def __post_init__(self) -> None:
         for name, value in (("beta", self.beta), ("gamma", self.gamma), ("radius", self.radius)):

@@ -112,7 +112,7 @@ def _base(
     t: Int[Tensor, " n"],
     cond: Conditioning,
 ) -> Float[Tensor, "n c h w"] | None:
-    """What the targets at n parents start from, where it does not cancel: under the clamp, and for two parents.
+    """The base of the targets at n parents, where it does not cancel: under the clamp, and for two parents.
 
     GradSPO's clamp takes the average's prediction, all else the one that was sampled with.
     """

@@ -200,7 +200,7 @@ def _is_step_aware(folder: Path) -> bool:
 
 
 def _relabel(data: PairData) -> tuple[Labeller | None, Identity, dict[str, Reader]]:
-    """What gives pairs new labels, its identity, and its text encoder."""
+    """The labeller of pairs, its identity, and its text encoder."""
     if data.relabel_with is None:
         return None, {}, {}
     try:
@@ -239,7 +239,7 @@ def _prepared(
         return cond
 
     used = {part: value for part, value in made_by.items() if part.partition(".")[0] not in NOT_IN_THE_CACHE}
-    size = model.picture_size
+    size = model.image_size
     key = values_digest([source.fingerprint, used, data.tie_gap if label else None, RESIZING])[:20]
     return prepare(
         source,

@@ -232,7 +232,7 @@ def read_guard_rows(output: Path) -> list[GuardRow]:
 
 def style_columns(images: list[Float[Tensor, "3 h w"]]) -> Columns:
     """Every statistic of the style of images in [0, 1], as a column."""
-    rows = [style_of(picture) for picture in to_pil(torch.stack(images))]
+    rows = [style_of(image) for image in to_pil(torch.stack(images))]
     return {f"{STYLE}{name.replace('_', ' ')}": [row[name] for row in rows] for name in rows[0]}
 
 

@@ -162,7 +162,7 @@ def check_decoded(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
 
 @torch.no_grad()
 def check_judge(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
-    """The judge tells two images of a prompt apart, and a step-aware one timesteps."""
+    """Check that the judge distinguishes two images of a prompt and, if step-aware, timesteps."""
     judge, grid = parts.judge, parts.sampler.timesteps
     by_t = {
         t: judge(probe.x_t, probe.x_0, torch.full_like(probe.t, t), probe.prompts).float() for t in (grid[0], grid[-1])

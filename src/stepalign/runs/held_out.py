@@ -25,7 +25,7 @@ def sampling_of(parts: Parts) -> dict[str, Any]:
         eta=recipe.evaluation.eta,
         guidance_scale=recipe.base.guidance_scale,
         seed=recipe.seed,
-        resolution=parts.model.picture_size,
+        resolution=parts.model.image_size,
     )
 
 

@@ -39,7 +39,7 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read a sweep's file; raises ValueError saying what in it makes no sense."""
+    """Read a sweep's file; raises ValueError for invalid content."""
     values = parse_yaml(read_text(path, "sweep"), f"sweep: {path}")
     known = {"recipe", "seeds", "changes", "tables"}
     if not isinstance(values, dict) or not known - {"changes"} <= values.keys() <= known:

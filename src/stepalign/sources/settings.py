@@ -61,7 +61,7 @@ class Candidates:
     pairing: Pairing = "best-worst"
     """The comparison made of a step's candidates: "best-worst", "all-k" (weighted by all scores) or "two-random"."""
     min_gap: float = 0.3
-    """Comparisons whose two candidates the judge tells apart by less, P(best) - P(worst), are not trained on."""
+    """Comparisons with a smaller preference gap, P(best) - P(worst), are not trained on."""
 
     def __post_init__(self) -> None:
         require(0 <= self.min_gap <= 1, "source.min_gap", self.min_gap, "between 0 and 1")

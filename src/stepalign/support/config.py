@@ -159,7 +159,7 @@ def to_plain(value: Any) -> Any:
 def _read(text: str) -> Any:
     try:
         return parse_yaml(text, "value") if text else text
-    except ValueError:  # what is no YAML is text
+    except ValueError:  # text that is not YAML
         return text
 
 

@@ -75,7 +75,7 @@ def report(
 def say(line: str) -> None:
     """Print one line on standard error, without control characters."""
     rank = "" if _is_main_process() else f" (process {os.environ['RANK']})"
-    with suppress(OSError):  # a closed terminal has nobody to tell
+    with suppress(OSError):  # the terminal may be closed
         print(f"stepalign{rank}: {one_line(line)}", file=sys.stderr, flush=True)
 
 

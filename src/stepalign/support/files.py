@@ -23,7 +23,7 @@ TEXTS = "texts"
 class RunState:
     """Everything that decides the rest of a run, given its recipe.
 
-    Random numbers need no state: every draw comes from a generator that the seed and the counters here decide.
+    Random numbers need no state: every generator is decided by the seed and the counters here.
     """
 
     prompts: str
@@ -43,7 +43,7 @@ class RunState:
     num_skipped: int = 0
     """Updates left out because their gradient was not finite."""
     num_failures: int = 0
-    """Of those, the ones at the end in a row that count against training.max_skipped."""
+    """Consecutive skipped updates at the end, which count against training.max_skipped."""
 
 
 def save_state(state: object, path: Path, *, files: Sequence[str] = (), keep_previous: bool = True) -> None:
@@ -92,7 +92,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         texts = {str(name): str(text) for name, text in dict(values.pop(TEXTS, {})).items()}
     except MemoryError:
         raise
-    except Exception as error:  # what damaged bytes raise in zipfile, pickle and torch has no end
+    except Exception as error:  # damaged bytes raise exceptions of any kind in zipfile, pickle and torch
         raise ValueError(f"checkpoint: {path} is not a checkpoint of this version ({_reason(error)})") from error
     return values, texts
 
@@ -128,5 +128,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Why a checkpoint cannot be read; not in torch's words where these advise to run what the file holds."""
+    """The reason why a checkpoint cannot be read, without torch's advice to run the file's code."""
     return "it holds more than tensors" if isinstance(error, UnpicklingError) else str(error)

@@ -1,4 +1,4 @@
-"""What training changed: images of held-out prompts from the same seeds, before and after, scored in pairs."""
+"""Held-out evaluation: images of prompts from the same seeds, scored."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def generate(
     """One image per prompt, image i from its own generator at any batch size, with the judge's score of the sample at
     timestep 0 and every metric's of the image.
 
-    `rows` are the prompts to draw, all by default; the images of the first `num_kept` prompts are kept;
+    `rows` are the prompts to sample, all by default; the images of the first `num_kept` prompts are kept;
     `purpose` and `key` choose the noise.
     """
     rows = range(len(prompts)) if rows is None else rows
@@ -78,7 +78,7 @@ def generate(
         scores["judge"].append(judged.cpu())
         for name, metric in metrics.items():
             scores[name].append(metric(image, chunk).cpu())
-        images += [picture for row, picture in zip(own, image, strict=True) if row < num_kept]
+        images += [one for row, one in zip(own, image, strict=True) if row < num_kept]
         tick(len(chunk))
     return Generated(images, {name: torch.cat(rows) for name, rows in scores.items()})
 

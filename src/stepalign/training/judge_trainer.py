@@ -1,5 +1,5 @@
-"""Training the step-aware preference model (SPO supplement 2): a frozen base model shows it what x̂0 looks like at
-every noise level, people's preferences say which of two is better.
+"""Training the step-aware preference model (SPO supplement 2): images are compared by a
+frozen base model's predictions of x̂0 at every noise level, with people's preferences as labels.
 
 What a step does is decided by the seed and the step's number alone; processes share its pairs and sum their
 gradients, so that their number changes nothing but the speed, up to rounding.
@@ -42,7 +42,7 @@ class JudgeState:
     num_skipped: int = 0
     """Steps left out because their gradient was not finite."""
     num_failures: int = 0
-    """Of those, the ones at the end in a row."""
+    """Consecutive skipped steps at the end."""
 
 
 def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -57,7 +57,7 @@ def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) 
 
 
 class JudgeTrainer:
-    """A judge's training in progress. `step()` does the next step; `state()` is all it takes to go on elsewhere."""
+    """A judge's training in progress. `step()` does the next step; `state()` is all that `restore` needs."""
 
     def __init__(self, scorer: JudgeScorer, *, pairs: PreparedPairs, config: JudgeTraining, seed: int) -> None:
         self.scorer = scorer
@@ -116,7 +116,7 @@ class JudgeTrainer:
         )
 
     def restore(self, state: JudgeState) -> None:
-        """Go on from a saved state, whose tensors it takes over; raises ValueError when it is of other pairs."""
+        """Resume from a saved state; raises ValueError when it is of other pairs."""
         if state.pairs != self.pairs.digest():
             raise ValueError("data.pairs: they are not those this run began with; restore the data, or start a new run")
         self.scorer.model.load_state_dict(state.model)
@@ -189,7 +189,7 @@ class JudgeTrainer:
             )
 
     def _remedy(self) -> str:
-        """What to try where a loss or gradient is not finite."""
+        """The remedy where a loss or gradient is not finite."""
         if self.num_steps + 1 == self.num_skipped:
             return "no step was taken yet: check the files of judge.start and the pairs"
         return "training has diverged: start again with a lower training.learning_rate"

@@ -59,7 +59,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What a round's updates did."""
+    """Results of a round's updates."""
 
     columns: Columns
     grad_norms: list[float]
@@ -226,7 +226,7 @@ class Updater:
         return f"{cause} ({self.num_failures} updates in a row were skipped for it, training.max_skipped)"
 
     def _remedy(self) -> str:
-        """What to try where a loss or gradient is not finite."""
+        """The remedy where a loss or gradient is not finite."""
         if self.scaler.is_enabled():
             return "fp16 overflows above 65504: give --base.precision bf16 or fp32"
         if self.num_updates:

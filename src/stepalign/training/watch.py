@@ -21,7 +21,7 @@ class Sign:
     round: int
     """After which it was seen; 0 for before the first."""
     message: str
-    """What was seen, and what to try."""
+    """A sign with its message and a remedy."""
 
     def row(self) -> SignRow:
         """The sign as a summary has it."""
@@ -53,7 +53,7 @@ class HealthWatch:
         return self._watch.action == "stop" and any(sign.round > 0 for sign in self.signs.values())
 
     def look(self, rows: list[Row]) -> None:
-        """Look at the rows so far, the last of them new."""
+        """Check the rows so far, of which the last is new."""
         for sign in signs_at(rows, self._watch):
             self.add(sign)
         if self.stopped:
