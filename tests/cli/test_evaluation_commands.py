@@ -22,7 +22,7 @@ from stepalign.support import parallel
 from stepalign.support.images import open_image
 
 CAPTIONS = split_captions()[1][:3]
-DRAW = ("--prompts", "miniature", "--num-prompts", "3", "--num_steps", "3", "--base.guidance_scale", "2")
+SAMPLING = ("--prompts", "miniature", "--num-prompts", "3", "--num_steps", "3", "--base.guidance_scale", "2")
 ORACLES = ("miniature-aesthetic", "miniature-alignment")
 NOTHING: dict[str, Any] = {}
 
@@ -32,19 +32,19 @@ def run(*words: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images by the miniature, scored by its oracles."""
-    folder = tmp_path_factory.mktemp("drawn") / "plain"
-    assert run("generate", "miniature", *DRAW, "--output", folder) == 0
+    folder = tmp_path_factory.mktemp("generated") / "plain"
+    assert run("generate", "miniature", *SAMPLING, "--output", folder) == 0
     assert run("evaluate", folder, "--scorers", *ORACLES, "--wrong-prompts", "--name", "the miniature") == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same prompts drawn in fewer steps by the command that scores."""
-    folder = tmp_path_factory.mktemp("drawn") / "other"
-    words = (*DRAW[:4], "--num_steps", "2", *DRAW[6:])
+    """The same prompts generated in fewer steps by the command that scores."""
+    folder = tmp_path_factory.mktemp("generated") / "other"
+    words = (*SAMPLING[:4], "--num_steps", "2", *SAMPLING[6:])
     assert run("evaluate", folder, "--model", "miniature", "--scorers", *ORACLES, *words) == 0
     return folder
 
@@ -52,51 +52,51 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # What works
 
 
-def test_generate_draws_an_image_of_every_prompt(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = read_manifest(drawn)
+def test_generate_writes_an_image_of_every_prompt(generated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = read_manifest(generated)
     assert [(row.key, row.prompt, row.seed) for row in rows] == [((n, 0), CAPTIONS[n], 0) for n in range(3)]
-    assert [open_image(drawn / row.file).size for row in rows] == [(32, 32)] * 3
-    settings = json.loads((drawn / "generation.json").read_text())["settings"]
+    assert [open_image(generated / row.file).size for row in rows] == [(32, 32)] * 3
+    settings = json.loads((generated / "generation.json").read_text())["settings"]
     assert (settings["num_steps"], settings["base"]["guidance_scale"], settings["eta"]) == (3, 2.0, 0.0)
-    assert run("generate", "miniature", *DRAW, "--output", drawn) == 0
-    assert capsys.readouterr().out == f"3 images of 3 prompts in {drawn}\n"
+    assert run("generate", "miniature", *SAMPLING, "--output", generated) == 0
+    assert capsys.readouterr().out == f"3 images of 3 prompts in {generated}\n"
 
 
-def test_evaluate_scores_every_image(drawn: Path) -> None:
-    images = [open_image(drawn / row.file) for row in read_manifest(drawn)]
+def test_evaluate_scores_every_image(generated: Path) -> None:
+    images = [open_image(generated / row.file) for row in read_manifest(generated)]
     columns = {name: (miniature_scorer(name), CAPTIONS) for name in ORACLES}
     columns["miniature-alignment-wrong-prompt"] = (columns[ORACLES[1]][0], wrong_prompts(CAPTIONS, seed=0))
-    rows = read_scores(drawn)
+    rows = read_scores(generated)
     assert [*rows[0].scores] == [*columns]
     for name, (scorer, prompts) in columns.items():
         assert [row.scores[name] for row in rows] == scorer.score(images, prompts).tolist()
-    results = json.loads((drawn / "results.json").read_text())
+    results = json.loads((generated / "results.json").read_text())
     assert (results["name"], results["num_images"]) == ("the miniature", 3)
-    assert results["generation"] == json.loads((drawn / "generation.json").read_text())
+    assert results["generation"] == json.loads((generated / "generation.json").read_text())
 
 
-def test_evaluate_shows_the_means_and_where_the_card_is(drawn: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = json.loads((drawn / "results.json").read_text())
-    assert run("evaluate", drawn, "--scorers", "miniature-alignment", "--name", "again") == 0
+def test_evaluate_shows_the_means_and_where_the_card_is(generated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = json.loads((generated / "results.json").read_text())
+    assert run("evaluate", generated, "--scorers", "miniature-alignment", "--name", "again") == 0
     said = capsys.readouterr()
-    assert said.out.endswith(f"{drawn / 'results.md'}\n")
+    assert said.out.endswith(f"{generated / 'results.md'}\n")
     assert "again: 3 images of 3 prompts" in said.out
     assert f"{results['scores']['miniature-aesthetic']['mean']:.4f}" in said.out
     assert "miniature-alignment: scored before" in said.err
-    assert run("evaluate", drawn, "--scorers", "miniature-alignment", "--name", "the miniature") == 0
+    assert run("evaluate", generated, "--scorers", "miniature-alignment", "--name", "the miniature") == 0
 
 
-def test_evaluate_draws_first_where_a_model_is_given(other: Path, drawn: Path) -> None:
+def test_evaluate_generates_first_where_a_model_is_given(other: Path, generated: Path) -> None:
     assert [row.prompt for row in read_manifest(other)] == CAPTIONS
     assert json.loads((other / "generation.json").read_text())["settings"]["num_steps"] == 2
     assert [*read_scores(other)[0].scores] == [*ORACLES]
-    assert (other / "images/00000-0.png").read_bytes() != (drawn / "images/00000-0.png").read_bytes()
+    assert (other / "images/00000-0.png").read_bytes() != (generated / "images/00000-0.png").read_bytes()
 
 
 def test_compare_writes_a_report_of_both(
-    drawn: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    generated: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("compare", drawn, other, "--output", tmp_path / "report") == 0
+    assert run("compare", generated, other, "--output", tmp_path / "report") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'report/report.html'}\n"
     comparison = json.loads((tmp_path / "report/comparison.json").read_text())
     assert comparison["models"] == ["the miniature", "other"]
@@ -104,23 +104,23 @@ def test_compare_writes_a_report_of_both(
     means = json.loads((other / "results.json").read_text())["scores"]
     assert comparison["scores"][ORACLES[0]]["other"]["mean"] == pytest.approx(means[ORACLES[0]]["mean"])
     assert "the miniature" in (tmp_path / "report/report.html").read_text(encoding="utf-8")
-    assert run("compare", drawn, other, "--names", "one", "two", "--output", tmp_path / "named") == 0
+    assert run("compare", generated, other, "--names", "one", "two", "--output", tmp_path / "named") == 0
     assert json.loads((tmp_path / "named/comparison.json").read_text())["models"] == ["one", "two"]
 
 
-def test_processes_other_than_the_main_one_draw_and_do_not_score(
-    drawn: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_processes_other_than_the_main_one_generate_and_do_not_score(
+    generated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     aside = SimpleNamespace(is_main_process=False, device=torch.device("cpu"))
     monkeypatch.setattr(parallel, "processes", lambda: aside)
-    drew: list[Path] = []
+    written: list[Path] = []
     for command in ("generate", "evaluate"):
         monkeypatch.setattr(
-            f"stepalign.cli.{command}.generate_images", lambda _, output: drew.append(output) or NOTHING
+            f"stepalign.cli.{command}.generate_images", lambda _, output: written.append(output) or NOTHING
         )
-    assert run("evaluate", drawn, "--model", "miniature", *DRAW, "--scorers", "pickscore") == 0
-    assert run("generate", "miniature", *DRAW, "--output", drawn) == 0
-    assert drew == [drawn, drawn]
+    assert run("evaluate", generated, "--model", "miniature", *SAMPLING, "--scorers", "pickscore") == 0
+    assert run("generate", "miniature", *SAMPLING, "--output", generated) == 0
+    assert written == [generated, generated]
     assert capsys.readouterr().out == ""
 
 
