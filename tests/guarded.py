@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from scored import Notes as AllNotes
 from torch import Tensor, nn
 from worlds import BrightnessJudge, make_trainer
 
@@ -25,7 +26,6 @@ from stepalign.runs.held_out import measure
 from stepalign.runs.recipes import Recipe, load_recipe
 from stepalign.support.config import change
 from stepalign.support.files import load_state
-from stepalign.support.watcher import NullWatcher
 from stepalign.training.held_out_scores import Generated
 
 Row = dict[str, Any]
@@ -38,14 +38,8 @@ SCRIPT = {
 """Means by round: at round 2 the aesthetic has fallen below the base model's, at round 3 further; 1 was its best."""
 
 
-class Notes(NullWatcher):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+class Notes(AllNotes):
+    """Those of the guard apart."""
 
     @property
     def of_guard(self) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from lora_files import diffusers_layout, factors, written
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from scored import Notes
+from spoiled import edit, flip, scale_a_weight
 from test_generation import choose, images, levels_apart
 
 from stepalign.data.manifest import read_manifest
@@ -23,21 +24,10 @@ from stepalign.models.base import BaseModel
 from stepalign.runs.recipes import FrozenModel
 from stepalign.runs.run import Run
 from stepalign.support.claim import Claim
-from stepalign.support.watcher import NullWatcher
 
 PROMPTS = ["a cat", "two boats"]
 FILES = ("images", "manifest.jsonl")
 UNET, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
-
-
-@dataclass
-class Notes(NullWatcher):
-    """Keeps what it is told."""
-
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -82,18 +72,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 # Content
-
-
-def scale_a_weight(path: Path) -> None:
-    weights = load_file(path)
-    weights[max(weights)] *= 1.01
-    save_file(weights, path, metadata={"format": "pt"})
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def shorten_merges(path: Path) -> None:
@@ -143,12 +121,6 @@ def test_the_record_keeps_the_digest_of_every_part(finished: Path) -> None:
 
 
 # Files
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
 
 
 def cut(path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scored import Notes
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from stepalign.cli import evaluate
@@ -27,16 +28,6 @@ from stepalign.support.watcher import NullWatcher
 
 FEATURES = str(PICKSCORE)
 """The miniature's CLIP."""
-
-
-class Notes(NullWatcher):
-    """A watcher that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 def folder_of(path: Path, prompts: list[str], *, num_images: int, seed: int) -> list[ImageRow]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scored import Notes
+from spoiled import flip
 
 import stepalign
 from stepalign.runs.job import BY_CONTENT
@@ -18,19 +20,8 @@ from stepalign.support.claim import claim
 from stepalign.support.config import change
 from stepalign.support.file_record import FILE_RECORD, check_files
 from stepalign.support.marker import MARKER, identity_of
-from stepalign.support.watcher import NullWatcher
 
 ADAPTER = "adapter/pytorch_lora_weights.safetensors"
-
-
-class Notes(NullWatcher):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +53,7 @@ def again(recipe: Recipe, finished: Path, tmp_path: Path) -> Callable[..., list[
         if unfinished:
             (output / "summary.json").unlink()
         for name in damaged:
-            damage(output / name, missing=missing)
+            (output / name).unlink() if missing else flip(output / name)
         stepalign.run(recipe, output, watcher=notes)
         for name in (ADAPTER, "scores.jsonl"):
             assert (output / name).read_bytes() == (finished / name).read_bytes()
@@ -74,13 +65,6 @@ def again(recipe: Recipe, finished: Path, tmp_path: Path) -> Callable[..., list[
         return notes.notes
 
     return run
-
-
-def damage(path: Path, *, missing: bool) -> None:
-    """Flip a bit in the middle of a file, or remove it."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink() if missing else path.write_bytes(content)
 
 
 def reproducible(output: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -121,7 +105,7 @@ def test_what_cannot_be_made_again_is_an_error(recipe: Recipe, finished: Path, t
     output = tmp_path / "run"
     shutil.copytree(finished, output)
     for name in (ADAPTER, "checkpoint.pt", "previous-checkpoint.pt"):
-        damage(output / name, missing=False)
+        flip(output / name)
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=rf"{ADAPTER} is damaged, .*no whole checkpoint is left"):
         stepalign.run(recipe, output)

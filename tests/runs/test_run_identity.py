@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from judge_runs import finished_run, recipe_of, words
-from safetensors.torch import load_file, save_file
+from spoiled import edit, scale_a_weight
 
 import stepalign
 from stepalign import miniature
@@ -24,18 +24,6 @@ from stepalign.runs.sweep_file import directory, load_sweep
 from stepalign.support.config import change
 
 pytestmark = pytest.mark.usefixtures("without_report")
-
-
-def scale_a_weight(path: Path) -> None:
-    weights = load_file(path)
-    weights[max(weights)] *= 1.01
-    save_file(weights, path, metadata={"format": "pt"})
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
 def recipe_for(project: Path) -> Recipe:
