@@ -1,12 +1,12 @@
-"""What a judge's choice is worth at every timestep: from the best and the worst of a pool, the images they lead to.
+"""The value of a judge's choice at every timestep, by the final images of the best and the worst of a pool.
 
     python benchmarks/choices.py [--recipe spo-miniature] [--num-prompts 108] [--output FILE.json]
 
-Trajectories of the untrained base model branch at every step, k candidates each; the pool's best and its worst are
-both led to an image without further noise, and the oracle scores the two. Where best and worst do not differ in the
-end, training on that timestep can teach nothing; where the trajectories themselves end elsewhere than the model's own,
-pools are drawn from images that it would not draw. Done for trajectories that go on from a random candidate, from
-the best and from the worst (SPO Tables 4 and 8).
+Trajectories of the untrained base model branch at every step, k candidates each; the pool's best and its worst are both
+led to an image without further noise, and the oracle scores the two. Where best and worst do not differ in the end,
+training on that timestep can teach nothing; where the trajectories themselves end elsewhere than the model's own, pools
+are sampled from images that it would not generate. Measured for trajectories that continue from a random candidate,
+from the best and from the worst (SPO Tables 4 and 8).
 """
 
 from __future__ import annotations

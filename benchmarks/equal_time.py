@@ -33,7 +33,7 @@ AHEAD = {"num_inner_steps": [4, 1], "inner_step_bounds": [400], "inner_steps": "
 VARIANTS: dict[str, dict[str, Any]] = {
     "one step": {},
     "four steps ahead above 400": {"branching": AHEAD},
-    "the same, going on at the next step": {"branching": AHEAD | {"resume_at": "next-step"}},
+    "the same, resuming at the next step": {"branching": AHEAD | {"resume_at": "next-step"}},
     "exact gradient": {"source": {"kind": "clean-gradient"}},
 }
 

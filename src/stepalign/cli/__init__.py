@@ -1,1 +1,6 @@
-"""The program `stepalign`: `main` runs a command and turns every error into one line and an exit status."""
+"""The program `stepalign`: a file per command, looked up in `table`.
+
+`main` runs a command and turns every error into one line and an exit status; `command` is a row of the table,
+`recipe_arguments` and `generation_arguments` are options that commands share, `console` and `progress_lines` show
+progress.
+"""
