@@ -56,7 +56,7 @@ class GuardPrompts:
     """Whether the final evaluation reports on them too."""
 
     def describe(self) -> str:
-        """Whose prompts they are, in words."""
+        """A description of the prompts for the summary."""
         own = "also those of the final evaluation" if self.evaluated else "none of the final evaluation"
         return f"{own}; a second measurement has {'the same' if self.second == self.prompts else 'others'}"
 
@@ -95,7 +95,7 @@ class _Scorers:
 
 
 def assemble(recipe: Recipe) -> Parts:
-    """Load and check everything a recipe names; raises ValueError with what is wrong and what to do.
+    """Load and check everything a recipe names; raises ValueError naming the fault and the remedy.
 
     What needs no weights is checked before any are loaded.
     """

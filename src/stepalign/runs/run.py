@@ -45,7 +45,7 @@ class Run:
         self.claimed.identify(identity)
 
     def finish(self, result: str, text: str) -> None:
-        """Record the files and write the file `result`, which says that the job is finished."""
+        """Record the files and write the file `result`, which marks the job as finished."""
         record_files(self.output, self.files, pending={result: text})
         write_text(self.output / result, text)
 

@@ -107,7 +107,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 class _Held:
-    """The lock of a directory, and what taking it created."""
+    """The lock of a directory, and the folders that taking it created."""
 
     def __init__(self, output: Path, lock: str) -> None:
         self._output = output
@@ -178,7 +178,7 @@ class _Held:
                     folder.rmdir()
 
     def _create(self) -> None:
-        """Create the directory, remembering what did not exist, while others may create and remove the same."""
+        """Create the directory and its missing parents, which other jobs may create and remove at the same time."""
         absent = [path for path in (self._output, *self._output.parents) if not path.exists()]
         for folder in reversed(absent):
             with suppress(FileExistsError):
@@ -211,7 +211,7 @@ class _Held:
 
 
 def _is_blank(output: Path) -> bool:
-    """Whether a directory holds nothing but what claiming it leaves."""
+    """Whether a directory holds nothing but the files of a claim."""
     hidden: list[OSError] = []
     files = [name for _, _, found in os.walk(output, onerror=hidden.append) for name in found]
     return all(isinstance(error, FileNotFoundError) for error in hidden) and all(

@@ -101,9 +101,9 @@ def write_marker(output: Path, marker: Marker) -> None:
 
 
 def recognise(output: Path, owner: Owner, *, blank: bool) -> Marker | None:
-    """The marker of a locked directory, or what its other files say in place of a lost one; None for a new directory.
+    """The marker of a locked directory, or one made of its other files where that is lost; None for a new directory.
 
-    `blank`: the directory holds nothing but what claiming it leaves. Raises ValueError for a directory of another
+    `blank`: the directory holds nothing but the files of a claim. Raises ValueError for a directory of another
     command, and for one whose owner is not known.
     """
     marker = marker_of(output)

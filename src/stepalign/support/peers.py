@@ -113,7 +113,7 @@ def _watch(links: list[socket.socket], done: threading.Event) -> None:
 
 
 def _is_open(link: socket.socket) -> bool:
-    """Whether what can be read from a connection is the farewell."""
+    """Whether a readable connection holds the farewell, and is not closed."""
     try:
         return link.recv(1) == FAREWELL
     except OSError:

@@ -24,6 +24,7 @@ from stepalign.data.prepared import PreparedPairs
 from stepalign.judges.pairs import JudgeScorer, agreement
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.parallel import processes, together
+from stepalign.training.gradients import sum_gradients
 from stepalign.training.judge_settings import NUM_TRAIN_TIMESTEPS, JudgeTraining
 
 
@@ -157,10 +158,7 @@ class JudgeTrainer:
 
     def _update(self, rate: float, loss: float) -> float | None:
         """One optimizer step with the gradients of all processes; returns their norm, None for a step left out."""
-        for parameter in self.parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            parameter.grad = self._sum(parameter.grad)
+        sum_gradients(self.parameters)
         norm = torch.nn.utils.get_total_norm(
             [grad for parameter in self.parameters if (grad := parameter.grad) is not None]
         )
