@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stepalign.reports.summaries import SUMMARY
-from stepalign.runs.run_directory import CHECKPOINT, METRICS, PREVIOUS
+from stepalign.runs.run_directory import CHECKPOINT, GUARD_ADAPTERS, METRICS, PREVIOUS
 from stepalign.support.file_record import (
     FILE_RECORD,
     MISSING,
@@ -41,7 +41,8 @@ def is_finished(output: Path, names: Sequence[str], *, adopted: bool, note: Note
         return True
     if found == {SUMMARY: MISSING}:
         return False
-    others = [name for name in found if name.split("/")[0] not in (*names, SUMMARY, FILE_RECORD)]
+    again = {*names, SUMMARY, FILE_RECORD} - {GUARD_ADAPTERS}  # which only training that continues could restore
+    others = [name for name in found if name.split("/")[0] not in again]
     whole = [name for name in (CHECKPOINT, PREVIOUS) if name not in found and (output / name).is_file()]
     if not whole:
         raise ValueError(
