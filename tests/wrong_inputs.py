@@ -181,7 +181,7 @@ ELSEWHERE = [
 ]
 JUDGE = [
     ("spm-sd51", "(nearest: spm-sd15"),
-    ("gradspo-sd15", "there is none called 'gradspo-sd15'"),
+    ("gradspo-sd15", "there is none named 'gradspo-sd15'"),
     ("mine.yaml", "there is no file 'mine.yaml'"),
     ("{f}/bad.yaml", "is not valid YAML"),
     ("spm-miniature --data.pairs none", "data.pairs: this recipe has none"),
@@ -189,7 +189,7 @@ JUDGE = [
     ("spm-miniature --data.pairs {f}/pairs.json", ".json"),
     ("spm-miniature --data.pairs {f}/nopairs.jsonl", "nopairs.jsonl"),
     ("spm-miniature --data.pairs {f}/pairs.jsonl", "pairs.jsonl"),
-    ("spm-miniature --data.pairs {f}/thesis", "is of no known kind"),
+    ("spm-miniature --data.pairs {f}/thesis", "is of an unknown kind"),
     ("spm-miniature --data.split test", "split"),
     ("spm-miniature --evaluation.pairs {f}/absent.jsonl", "evaluation.pairs"),
     ("spm-miniature --evaluation.timesteps 1 1", "evaluation.timesteps must be different numbers"),
