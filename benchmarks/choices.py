@@ -107,7 +107,7 @@ def finish(parts: Parts, candidates: StepCandidates, t: int) -> Tensor:
     cond = candidates.cond.tile(candidates.noise.shape[1])
     while t > 0:
         step_t = torch.full((len(x_t),), t, device=x_t.device)
-        x_t = sampler.deterministic_step(denoise(x_t, step_t, cond), x_t, step_t)
+        x_t = sampler.with_eta(0.0).transition(denoise(x_t, step_t, cond), x_t, step_t).mean
         t = sampler.previous(t) if t != sampler.timesteps[-1] else 0
     return x_t
 

@@ -154,10 +154,10 @@ def miniature_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     model = load(str(miniature.MODEL), device=device)
     spm = StepAwarePreferenceModel.from_clip(CLIPModel.from_pretrained(miniature.PICKSCORE, dtype=torch.float32))
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=2.0)
-    base = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
+    base = FrozenBase(guided, model.decode, model.sampler(20))
 
     def encode(prompts: list[str]) -> Conditioning:
-        model.forget()
+        model.clear_cache()
         return model.encode(prompts)
 
     encoder = PairEncoder(encode, model.encode_images, model.image_size, batch_size=64)

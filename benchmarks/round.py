@@ -32,8 +32,9 @@ from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.protocols import Decode, Metrics, Objective, Policy, Sampler
 from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.judges.counted import CountedJudge
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import vit_h_config
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.miniature.base import make_scheduler
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
 from stepalign.runs.assemble import assemble, make_trainer

@@ -213,7 +213,7 @@ def _work(folder: Path, spm: Path) -> Work:
     scorer = make_scorer(spm, dtype=torch.float64)
     scores = score_held_out(scorer, pairs, timesteps=(501, 0), seed=3, batch_size=2)
     trainer = make_trainer(scorer, pairs)
-    scorer.take_calls()
+    scorer.drain_counters()
     first, gradients = gradients_of_a_step(trainer)
     steps = [without_clock(row) for row in (first, trainer.step(), trainer.step())]
     weights = {name: tensor.clone() for name, tensor in scorer.model.state_dict().items()}

@@ -64,7 +64,7 @@ def written(path: Path, tensors: dict[str, Tensor]) -> str:
 def merged(base: BaseModel, made: Factors, scale_of: Callable[[int], float]) -> BaseModel:
     """A copy of the model with W + scale B A in place of every W, the scale by the module's number."""
     model = copy.deepcopy(base)
-    model.forget()
+    model.clear_cache()
     for number, (key, (down, up)) in enumerate(made.items()):
         part, _, name = key.partition(".")
         layer = model.pipeline.components[part].get_submodule(name)

@@ -20,7 +20,7 @@ _HOMES = {
     "RECIPES": "runs.recipes",
     "Recipe": "runs.recipes",
     "SPO": "objectives.settings",
-    "StepAwareJudge": "judges.spm",
+    "StepAwareJudge": "judges.step_aware",
     "StepAwarePreferenceModel": "judges.spm",
     "Stepwise": "objectives.settings",
     "Trainer": "training.trainer",

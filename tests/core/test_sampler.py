@@ -40,7 +40,7 @@ def grid(sampler: DDIM) -> Tensor:
 def test_sigma_a_and_b_are_those_of_the_table(sampler: DDIM, t: int, sigma: str, a: str, b: str) -> None:
     """Stable Diffusion's schedule, 20 steps, eta 1. The guidance step is B(t) sqrt(1 - abar_t)."""
     at = torch.tensor([t])
-    assert rounds_to(sampler.sigma(at).item(), sigma)
+    assert rounds_to(sampler.std(at).item(), sigma)
     assert rounds_to(target_weight("spo", sampler, at).item(), a)
     assert rounds_to((guidance_step(SPO, sampler, at) / (1 - sampler.alpha_bar(at)).sqrt()).item(), b)
 
@@ -182,7 +182,7 @@ def test_with_eta_one_the_noise_response_over_sigma_depends_on_noise_to_signal_a
     t = grid(sampler)
     abar = sampler.alpha_bar(torch.cat([t, torch.tensor([0])]))
     h = ((1 - abar) / abar).sqrt()
-    ratio = sampler.noise_response(t) / sampler.sigma(t)
+    ratio = sampler.noise_response(t) / sampler.std(t)
     torch.testing.assert_close(ratio, (h[:-1] ** 2 / h[1:] ** 2 - 1).sqrt(), rtol=1e-9, atol=0)
 
 
@@ -210,7 +210,7 @@ def test_eta_beyond_its_range_is_refused(eta: float) -> None:
 def test_a_timestep_off_the_grid_is_refused(sampler: DDIM, wrong: int) -> None:
     t = torch.tensor([751, wrong])
     x = normal(2, *SHAPE)
-    for ask in (sampler.sigma, sampler.noise_response, lambda t: sampler.transition(x, x, t)):
+    for ask in (sampler.std, sampler.noise_response, lambda t: sampler.transition(x, x, t)):
         with pytest.raises(ValueError, match=f"t = {wrong} is not on the sampling grid"):
             ask(t)
 

@@ -13,7 +13,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from stepalign.core.choices import Preprocessing
 from stepalign.core.protocols import Judge, Metric
 from stepalign.judges.image import ImageJudge
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.models.clip import preprocess, preprocess_decoded, tokenize
 from stepalign.runs.assemble import assemble
 from stepalign.runs.recipes import load_recipe

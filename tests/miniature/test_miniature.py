@@ -16,7 +16,8 @@ from stepalign import miniature
 from stepalign.core.sampler import DDIM
 from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.miniature import oracles, world
 from stepalign.miniature.world import Scenes, attributes_of, caption, render, sample_pairs, sample_scenes
 from stepalign.models.base import BaseModel

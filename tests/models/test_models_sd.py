@@ -152,7 +152,7 @@ def test_each_distinct_prompt_is_encoded_once(fresh: BaseModel, monkeypatch: pyt
 
 def test_forgotten_prompts_are_encoded_again_and_counted_again(fresh: BaseModel) -> None:
     first = fresh.encode(["a cat", "a dog"])
-    fresh.forget()
+    fresh.clear_cache()
     assert fresh.num_encoded == 2
     assert torch.equal(fresh.encode(["a cat", "a dog"]).tokens, first.tokens)
     assert fresh.num_encoded == 4

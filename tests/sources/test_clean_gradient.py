@@ -16,7 +16,8 @@ from stepalign.core.protocols import DifferentiableJudge
 from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.image import ImageJudge
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.models.base import BaseModel
 from stepalign.objectives.settings import GRADSPO, SPO, Stepwise
 from stepalign.runs.recipes import RECIPES

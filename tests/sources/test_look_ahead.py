@@ -59,7 +59,7 @@ def test_a_deterministic_step_is_that_of_diffusers_with_eta_0(prediction_type: s
     prediction, x_t = normal(20, 3, 4, 4), normal(20, 3, 4, 4, seed=1)
     steps = zip(prediction, sampler.timesteps, x_t, strict=True)
     expected = torch.stack([scheduler.step(guess, t, x, eta=0.0).prev_sample for guess, t, x in steps])
-    taken = sampler.deterministic_step(prediction, x_t, torch.tensor(sampler.timesteps))
+    taken = sampler.with_eta(0.0).transition(prediction, x_t, torch.tensor(sampler.timesteps)).mean
     torch.testing.assert_close(taken, expected, rtol=1e-11, atol=1e-11)
 
 

@@ -166,7 +166,7 @@ def test_candidates_are_the_steps_mean_plus_sigma_times_their_noise() -> None:
     pools, _ = roll(judge=FakeJudge(lambda x_0: judged.append(x_0) or x_0.mean((1, 2, 3))))
     last = pools[-1].candidates
     transition = sampler.transition(last.prediction[:, 0], last.x_t[:, 0], last.t)
-    sigma = sampler.sigma(last.t)[0].item()
+    sigma = sampler.std(last.t)[0].item()
     expected = transition.mean[:, None] + sigma * last.noise
     assert torch.allclose(judged[-1].unflatten(0, (2, 3)), expected, atol=1e-6)
     assert torch.equal(pools[-1].x_0, judged[-1].unflatten(0, (2, 3)))

@@ -87,7 +87,7 @@ def test_distinct_prompts_are_embedded_once_for_all_timesteps(pairs: PreparedPai
     scorer = make_scorer(tiny_spm_folder)
     score_held_out(scorer, pairs, **FIXED, batch_size=2)
     assert len(set(pairs.prompts)) == 4
-    assert scorer.take_calls() == {"judge_texts": 4, "judge_images": 3 * 14, "base_samples": 3 * 14}
+    assert scorer.drain_counters() == {"judge_texts": 4, "judge_images": 3 * 14, "base_samples": 3 * 14}
 
 
 @pytest.mark.parametrize("training", [True, False])

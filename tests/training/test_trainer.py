@@ -28,7 +28,8 @@ from worlds import (
 from stepalign.core.choices import Pairing
 from stepalign.core.sampling import sample
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.models.base import BaseModel
 from stepalign.models.policy import LoraPolicy
 from stepalign.objectives.settings import GRADSPO, SPO, Stepwise

@@ -47,7 +47,6 @@ def plot_gains(arguments: argparse.Namespace) -> Path:
 
 def plot_weights(arguments: argparse.Namespace) -> Path:
     """Plot the weight of each timestep in a model's noise schedule."""
-    from stepalign.core.sampler import DDIM
     from stepalign.reports import figures
     from stepalign.runs.assemble import base_model
     from stepalign.runs.checks import check_base
@@ -56,7 +55,7 @@ def plot_weights(arguments: argparse.Namespace) -> Path:
 
     check_base(arguments.model, Model())
     model = base_model(arguments.model, Model(num_steps=arguments.num_steps))
-    image = figures.plot_weights(DDIM(model.schedule(arguments.num_steps)))
+    image = figures.plot_weights(model.sampler(arguments.num_steps))
     with replacing(arguments.output) as temporary:
         temporary.write_bytes(image)
     return arguments.output

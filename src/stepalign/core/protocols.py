@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stepalign.core.batch import Batch, Conditioning
 from stepalign.core.choices import Role
@@ -98,7 +99,7 @@ class Transition(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """The steps from noise to sample, each a distribution."""
+    """The steps from noise to sample, each a distribution; a sample at time t is alpha x_0 + sigma noise."""
 
     @property
     def timesteps(self) -> tuple[int, ...]:
@@ -113,15 +114,13 @@ class Sampler(Protocol):
         """Whether the step from t has noise to choose."""
         ...
 
+    def with_eta(self, eta: float) -> Sampler:
+        """The same steps with another noise scale; 0 is deterministic."""
+        ...
+
     def transition(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Transition: ...
-
-    def deterministic_step(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The same step without noise."""
-        ...
 
     def predict_x0(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
@@ -131,16 +130,26 @@ class Sampler(Protocol):
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]: ...
 
-    def alpha_bar(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The cumulative alpha of a timestep, in float64."""
+    def add_noise(
+        self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """alpha x_0 + sigma noise."""
         ...
 
-    def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def scales(self, t: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """alpha and sigma at a time, in float64."""
+        ...
+
+    def snr(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The signal-to-noise ratio (alpha / sigma)², in float64."""
+        ...
+
+    def std(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The step's standard deviation, in float64."""
         ...
 
     def noise_response(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """How far the step's mean moves against a change of the predicted noise, in float64."""
+        """The change of the step's mean per change of the predicted noise, negated, in float64."""
         ...
 
 
@@ -189,6 +198,42 @@ class DifferentiableJudge(Judge, Protocol):
         self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """The scores of clean samples predicted at a timestep, and the gradients with respect to them."""
+        ...
+
+
+@runtime_checkable
+class PairScorer(Protocol):
+    """A judge that trains: it scores both images of labelled pairs at a noise level."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network whose parameters are trained and saved."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in training."""
+        ...
+
+    def text_features(self, prompts: list[str]) -> Float[Tensor, "b e"]:
+        """A judge's embeddings of prompts."""
+        ...
+
+    def scores(
+        self,
+        latents: Float[Tensor, "b 2 c h w"],
+        cond: Conditioning,
+        text: Float[Tensor, "b e"],
+        t: Int[Tensor, " b"],
+        noise: Float[Tensor, "b c h w"],
+    ) -> Float[Tensor, "b 2"]:
+        """The scores of both images of each pair at the pair's timestep and under its noise."""
+        ...
+
+    def drain_counters(self) -> dict[str, int]:
+        """The work done since the last call, by kind."""
         ...
 
 

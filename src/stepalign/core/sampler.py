@@ -88,11 +88,15 @@ class DDIM:
         variance = eta**2 * (1 - alpha_p) / (1 - alpha_t) * (1 - alpha_t / alpha_p)
         self._alphas = alphas
         self._alpha_p = alpha_p
-        self._sigma = variance.sqrt()
+        self._std = variance.sqrt()
         self._direction = (1 - alpha_p - variance).clamp_min(0).sqrt()
         self._response = (alpha_p * (1 - alpha_t) / alpha_t).sqrt() - self._direction
         self._step_of = torch.full((len(alphas),), -1)
         self._step_of[grid] = torch.arange(len(grid))
+
+    def with_eta(self, eta: float) -> DDIM:
+        """The same steps with another noise scale."""
+        return DDIM(self.schedule, eta=eta)
 
     @property
     def timesteps(self) -> tuple[int, ...]:
@@ -106,7 +110,7 @@ class DDIM:
 
     def is_stochastic(self, t: int) -> bool:
         """Whether the step from t has noise to choose: not with eta = 0, nor into a final alpha of 1."""
-        return self.sigma(torch.tensor([t])).item() > 0
+        return self.std(torch.tensor([t])).item() > 0
 
     def alpha_bar(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The cumulative alpha of any training timestep, in float64."""
@@ -115,9 +119,19 @@ class DDIM:
             raise ValueError(f"t must be between 0 and {len(self._alphas) - 1}, got {rows.min()} to {rows.max()}")
         return self._alphas[rows].to(t.device)
 
-    def sigma(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def scales(self, t: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """alpha = sqrt(abar_t) and sigma = sqrt(1 - abar_t) of any training timestep, in float64."""
+        alpha_bar = self.alpha_bar(t)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def snr(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The signal-to-noise ratio abar_t / (1 - abar_t) of any training timestep, in float64."""
+        alpha_bar = self.alpha_bar(t)
+        return alpha_bar / (1 - alpha_bar)
+
+    def std(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The step's standard deviation, in float64."""
-        return self._at_step(self._sigma, t)
+        return self._at_step(self._std, t)
 
     def noise_response(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """c_t = -d mean / d eps = sqrt(abar_p (1 - abar_t) / abar_t) - sqrt(1 - abar_p - var), in float64."""
@@ -131,26 +145,18 @@ class DDIM:
         x_0 = self.predict_x0(prediction, x_t, t)
         eps = self.predict_eps(prediction, x_t, t)
         mean = _like(alpha_p.sqrt(), x_t) * x_0 + _like(self._at_step(self._direction, t), x_t) * eps
-        return GaussianStep(mean, self.sigma(t).to(x_t.dtype))
-
-    def deterministic_step(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
-    ) -> Float[Tensor, "b c h w"]:
-        """The step without noise, eta = 0: x_prev = sqrt(abar_p) x0 + sqrt(1 - abar_p) eps."""
-        alpha_p = self._at_step(self._alpha_p, t)
-        x_0, eps = self.predict_x0(prediction, x_t, t), self.predict_eps(prediction, x_t, t)
-        return _like(alpha_p.sqrt(), x_t) * x_0 + _like((1 - alpha_p).sqrt(), x_t) * eps
+        return GaussianStep(mean, self.std(t).to(x_t.dtype))
 
     def predict_x0(
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """The clean sample that a prediction at any training timestep implies."""
-        signal, noise = self._scales(t, x_t)
+        alpha, sigma = self._factors(t, x_t)
         match self.schedule.prediction_type:
             case "epsilon":
-                return (x_t - noise * prediction) / signal
+                return (x_t - sigma * prediction) / alpha
             case "v_prediction":
-                return signal * x_t - noise * prediction
+                return alpha * x_t - sigma * prediction
             case "sample":
                 return prediction
 
@@ -158,26 +164,26 @@ class DDIM:
         self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """The noise that a prediction at any training timestep implies."""
-        signal, noise = self._scales(t, x_t)
+        alpha, sigma = self._factors(t, x_t)
         match self.schedule.prediction_type:
             case "epsilon":
                 return prediction
             case "v_prediction":
-                return signal * prediction + noise * x_t
+                return alpha * prediction + sigma * x_t
             case "sample":
-                return (x_t - signal * prediction) / noise
+                return (x_t - alpha * prediction) / sigma
 
     def add_noise(
         self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise."""
-        signal_scale, noise_scale = self._scales(t, x_0)
-        return signal_scale * x_0 + noise_scale * noise
+        alpha, sigma = self._factors(t, x_0)
+        return alpha * x_0 + sigma * noise
 
-    def _scales(self, t: Int[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), as factors of x."""
-        alpha = self.alpha_bar(t)
-        return _like(alpha.sqrt(), x), _like((1 - alpha).sqrt(), x)
+    def _factors(self, t: Int[Tensor, " b"], x: Float[Tensor, "b c h w"]) -> tuple[Tensor, Tensor]:
+        """alpha and sigma as factors of x."""
+        alpha, sigma = self.scales(t)
+        return _like(alpha, x), _like(sigma, x)
 
     def _at_step(self, table: Float[Tensor, " n"], t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         return table[self._steps(t)].to(t.device)

@@ -138,7 +138,7 @@ def _load(choice: Generation) -> _Loaded:
     identity = base_identity(model)
     load_adapters(model, [split_scale(entry) for entry in choice.adapters])
     identity |= adapters_identity(model, len(choice.adapters))
-    sampler = DDIM(model.schedule(choice.num_steps), eta=choice.eta)
+    sampler = model.sampler(choice.num_steps, eta=choice.eta)
     return _Loaded(model, guided_network(model, choice.base), sampler, identity)
 
 
@@ -164,7 +164,7 @@ def _generate(choice: Generation, loaded: _Loaded, rows: list[ImageRow], output:
             done += len(batch)
             watcher.phase("sample", done, len(rows))
             check_stop(f"{done} of {len(rows)} images are saved")
-        loaded.model.forget()
+        loaded.model.clear_cache()
 
 
 def _by_prompts(rows: list[ImageRow], num: int) -> Iterator[list[ImageRow]]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.core.batch import Conditioning
-from stepalign.core.protocols import Decode, Denoiser
-from stepalign.core.sampler import DDIM
+from stepalign.core.protocols import Decode, Denoiser, Sampler
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.models.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 
@@ -25,7 +24,7 @@ class FrozenBase:
     denoise: Denoiser
     """Guided; no gradient passes through it."""
     decode: Decode
-    sampler: DDIM
+    sampler: Sampler
 
     @torch.no_grad()
     def estimates(
@@ -67,6 +66,10 @@ class JudgeScorer:
         """How many prompts are longer than the text tower reads."""
         return num_cut(self.tokenizer, prompts, self.model.config.text_config.max_position_embeddings)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Trade time for memory in training."""
+        self.model.enable_gradient_checkpointing()
+
     def text_features(self, prompts: list[str]) -> Float[Tensor, "b e"]:
         """Unit embeddings of prompts."""
         self.calls["judge_texts"] += len(prompts)
@@ -94,7 +97,7 @@ class JudgeScorer:
             features = self.model.image_features(pixels, t.repeat_interleave(2))
         return self.model.score(features, text.repeat_interleave(2, 0)).unflatten(0, (-1, 2))
 
-    def take_calls(self) -> dict[str, int]:
+    def drain_counters(self) -> dict[str, int]:
         """The work done since the last call."""
         calls = dict(self.calls)
         self.calls.clear()

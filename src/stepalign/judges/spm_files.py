@@ -81,12 +81,18 @@ def write_folder(folder: Path, config: CLIPConfig, options: dict[str, Any], tens
     The config of a model with timestep conditioning names an architecture and a type of its own: transformers'
     AutoModel would make a plain CLIP of it, which ignores the timestep.
     """
-    values = config.to_dict() | {OPTIONS: options}
+    values = _without_paths(config.to_dict()) | {OPTIONS: options}
     if options.get("timestep_conditioning", True):
         values |= {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE]}
     write_text(folder / CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
     with replacing(folder / WEIGHTS) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
+
+
+def _without_paths(values: dict[Any, Any]) -> dict[Any, Any]:
+    """A config without the places on this machine that its parts were loaded from."""
+    kept = {key: value for key, value in values.items() if key != "_name_or_path"}
+    return {key: _without_paths(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def publish(folder: Path, repo_id: str, *, private: bool = False) -> str:

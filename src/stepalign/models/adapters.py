@@ -102,7 +102,7 @@ def load_adapters(model: BaseModel, adapters: list[tuple[str, float]]) -> list[P
             raise ValueError(f"adapters: {name!r} does not fit {model.name!r}: {first_line(error)}") from error
     for part, network in networks.items():
         _put_on(network, part, [adapter for adapter in loaded if adapter.scale != 0])
-    model.forget()
+    model.clear_cache()
     return files
 
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.core.batch import Conditioning, cat
-from stepalign.core.sampler import NoiseSchedule
+from stepalign.core.sampler import DDIM, NoiseSchedule
 from stepalign.models.clip import num_cut
+from stepalign.models.forward import Forward, unet_forward
 from stepalign.models.lora_files import write_lora
 from stepalign.support.finite import NotFinite, check_finite
 
 ENCODE_BATCH = 64
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 LARGEST_LATENT = 1e3
 """Latents are of size 1; beyond this it is not the VAE that is at fault when it overflows."""
 GROWN = (
@@ -49,6 +51,10 @@ class Family:
     """Whether a VAE whose config says `force_upcast` stays in float32 when the model is in half precision."""
     lora_version: Callable[[DiffusionPipeline], Mapping[str, str]]
     """(pipeline) -> the metadata by which A1111 knows which models a kohya LoRA is for."""
+    forward: Forward = unet_forward
+    """The network's forward pass."""
+    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    """Names of the network's layers that adapters train."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments to the pipeline's loaders."""
 
@@ -65,6 +71,10 @@ class BaseModel:
     """The text encoders: a row of conditioning per prompt."""
     negative_row: Conditioning | None = None
     """The negative conditioning of guidance; None for the encoded empty prompt."""
+    forward: Forward = unet_forward
+    """The network's forward pass, without guidance."""
+    target_modules: tuple[str, ...] = ATTENTION_PROJECTIONS
+    """Names of the network's layers that adapters train."""
     lora_version: Mapping[str, str] = field(default_factory=dict)
     """Metadata of a kohya LoRA of this model."""
     num_encoded: int = field(default=0, init=False)
@@ -101,7 +111,7 @@ class BaseModel:
         self.num_encoded += len(new)
         return cat([self._rows[prompt] for prompt in prompts]).map(lambda value: value.to(self.device))
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Drop the cached prompts."""
         self._rows.clear()
 
@@ -139,6 +149,10 @@ class BaseModel:
                 "--base.precision bf16 or fp32"
             )
         return "the VAE's files are damaged: name another with --base.vae"
+
+    def sampler(self, num_steps: int, *, eta: float = 1.0) -> DDIM:
+        """DDIM on the model's own noise schedule; eta = 1 is ancestral sampling, 0 deterministic."""
+        return DDIM(self.schedule(num_steps), eta=eta)
 
     def schedule(self, num_steps: int) -> NoiseSchedule:
         """The model's own noise schedule on a grid of DDIM steps."""

@@ -103,6 +103,8 @@ def _model(
         name,
         encode_text=partial(family.encode_text, pipeline, size),
         negative_row=family.negative(pipeline, size),
+        forward=family.forward,
+        target_modules=family.target_modules,
         lora_version=family.lora_version(pipeline),
     )
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from stepalign.core.batch import Conditioning, cat
 from stepalign.core.choices import Role
 from stepalign.core.protocols import Denoiser
+from stepalign.models.base import ATTENTION_PROJECTIONS
+from stepalign.models.forward import Forward, unet_forward
 from stepalign.support.finite import NotFinite, check_finite, precision_remedy
 
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 NAMES: dict[Role, str] = {
     "policy": "the UNet with the trained adapter",
     "ema": "the UNet with the adapter's running average",
@@ -46,12 +47,14 @@ class GuidedNetwork:
         *,
         negative: Conditioning,
         guidance_scale: float,
+        forward: Forward = unet_forward,
         autocast: torch.dtype | None = None,
         max_batch: int | None = None,
     ) -> None:
         if guidance_scale < 1:
             raise ValueError(f"guidance_scale must be at least 1 (no guidance), got {guidance_scale}")
         self.network = network
+        self.forward = forward
         self.guidance_scale = guidance_scale
         self.negative = negative
         self.autocast = autocast
@@ -59,7 +62,7 @@ class GuidedNetwork:
         """Samples at once; None for all."""
 
     @property
-    def passes(self) -> int:
+    def forwards_per_prediction(self) -> int:
         """Network evaluations per prediction: 2 under guidance, else 1."""
         return 1 if self.guidance_scale == 1 else 2
 
@@ -97,15 +100,8 @@ class GuidedNetwork:
         return uncond + self.guidance_scale * (conditional - uncond)
 
     def _forward(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        weights = next(self.network.parameters()).dtype
-        extra = {}
-        if cond.pooled is not None:
-            # Sizes stay in float32 until the network has embedded them: half precision would round large ones.
-            extra["added_cond_kwargs"] = {"text_embeds": cond.pooled.to(weights), "time_ids": cond.time_ids}
         with torch.autocast(x_t.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            return self.network(
-                x_t.to(weights), t, encoder_hidden_states=cond.tokens.to(weights), **extra
-            ).sample.float()
+            return self.forward(self.network, x_t, t, cond)
 
 
 class LoraPolicy:
@@ -148,7 +144,7 @@ class LoraPolicy:
 
         Raises NotFinite: of the base model where it is not finite without the adapter either.
         """
-        self.calls[role] += self.guided.passes * len(x_t)
+        self.calls[role] += self.guided.forwards_per_prediction * len(x_t)
         named = {"name": NAMES[role], "otherwise": DAMAGED if role == "reference" else DIVERGED}
         try:
             if role == "policy":

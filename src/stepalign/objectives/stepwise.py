@@ -94,8 +94,8 @@ def stepwise_loss(
 def guidance_step(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
     if settings.weighting == "spo":
-        return sampler.sigma(t) / _response(sampler, t)
-    return settings.gamma * (1 - sampler.alpha_bar(t)).sqrt()
+        return sampler.std(t) / _response(sampler, t)
+    return settings.gamma * sampler.scales(t)[1]
 
 
 def kappa(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
@@ -144,11 +144,10 @@ def _eps(
 
 def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """a_t, the weight of the squared distance to the target."""
-    alpha_bar = sampler.alpha_bar(t)
-    snr = alpha_bar / (1 - alpha_bar)
+    snr = sampler.snr(t)
     match weighting:
         case "spo":
-            return (_response(sampler, t) / sampler.sigma(t)) ** 2 / 2
+            return (_response(sampler, t) / sampler.std(t)) ** 2 / 2
         case "gradspo":
             return torch.ones_like(snr)
         case "min-snr":

@@ -17,8 +17,9 @@ from stepalign.data.prompt_files import load_prompts
 from stepalign.data.prompts_cut import Reader
 from stepalign.judges.counted import CountedJudge
 from stepalign.judges.image import ImageJudge
-from stepalign.judges.spm import StepAwareJudge, StepAwarePreferenceModel
+from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import RELEASED_TOKENIZER
+from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.miniature import oracles, world
 from stepalign.models.base import BaseModel, text_readers
 from stepalign.models.clip import first_line, resolve_folder
@@ -112,12 +113,13 @@ def assemble(recipe: Recipe) -> Parts:
     identity = base_identity(model) | judge_identity | {"prompts": text_digest(prompts)}
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
-    sampler = DDIM(model.schedule(recipe.base.num_steps), eta=recipe.base.eta)
+    sampler = model.sampler(recipe.base.num_steps, eta=recipe.base.eta)
     if not any(applies_at(recipe.branching, t, sampler) for t in sampler.timesteps):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
     if recipe.base.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    policy = LoraPolicy(guided_network(model, recipe.base), rank=recipe.lora_rank, seed=recipe.seed)
+    guided, targets = guided_network(model, recipe.base), model.target_modules
+    policy = LoraPolicy(guided, rank=recipe.lora_rank, seed=recipe.seed, target_modules=targets)
     counted, stream = CountedJudge(judge), PromptStream(prompts, seed=recipe.seed)
     trainer = make_trainer(
         recipe, policy, sampler, counted, encode=model.encode, stream=stream, latent_shape=model.latent_shape
@@ -206,6 +208,7 @@ def guided_network(model: BaseModel, base: FrozenModel) -> GuidedNetwork:
         model.network,
         negative=model.negative(),
         guidance_scale=base.guidance_scale,
+        forward=model.forward,
         autocast=None if precision == torch.float32 else precision,
         max_batch=base.max_batch,
     )

@@ -14,7 +14,6 @@ from transformers import CLIPTokenizer
 from stepalign import miniature
 from stepalign.core.batch import Conditioning
 from stepalign.core.protocols import Scorer
-from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import EpochOrder, Purpose
 from stepalign.data.pairs import RESIZING, PairSource
 from stepalign.data.prepared import Labeller, Manifest, PairEncoder, PreparedPairs, prepare
@@ -120,7 +119,7 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     if note is not None:
         watcher.note(note)
     held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
-    seen_through = FrozenBase(guided, model.decode, DDIM(model.schedule(20)))
+    seen_through = FrozenBase(guided, model.decode, model.sampler(20))
     spm, precision = loaded.spm.to(processes().device), recipe.training.precision
     scorer = JudgeScorer(spm, loaded.tokenizer, seen_through, precision=precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)
@@ -235,7 +234,7 @@ def _prepared(
 
     def encode(prompts: list[str]) -> Conditioning:
         cond = model.encode(prompts)
-        model.forget()
+        model.clear_cache()
         return cond
 
     used = {part: value for part, value in made_by.items() if part.partition(".")[0] not in NOT_IN_THE_CACHE}

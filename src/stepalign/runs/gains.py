@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 
 from stepalign.core.choices import Role
-from stepalign.core.sampler import DDIM
 from stepalign.core.sampling import trajectory
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.reports.figures import gains_panels, plot_gains
@@ -100,7 +99,7 @@ def _add_scores(scores: Scores, parts: Parts, role: Role, prompts: list[str], fi
     noise = PromptNoise([generator_for(recipe.seed, Purpose.EVALUATION, row) for row in rows], device=device)
     walk = trajectory(
         parts.policy.denoiser(role),
-        DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
+        parts.sampler.with_eta(recipe.evaluation.eta),
         cond=parts.model.encode(prompts),
         latent_shape=parts.model.latent_shape,
         noise=noise,

@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import gather_object
 
 from stepalign.core.choices import Role
-from stepalign.core.sampler import DDIM
 from stepalign.core.seeding import Purpose
 from stepalign.reports.sampling_record import sampling_record
 from stepalign.runs.assemble import Parts
@@ -49,7 +48,7 @@ def measure(
     own = together(
         lambda: generate(
             parts.policy.denoiser(role),
-            DDIM(parts.sampler.schedule, eta=recipe.evaluation.eta),
+            parts.sampler.with_eta(recipe.evaluation.eta),
             parts.judge,
             prompts=prompts,
             encode=parts.model.encode,

@@ -177,7 +177,7 @@ def _train(progress: JudgeProgress) -> None:
     """Do the remaining steps."""
     trainer, recipe = progress.parts.trainer, progress.parts.recipe
     total = recipe.training.num_steps
-    progress.parts.scorer.take_calls()  # those of the evaluation do not count as training's
+    progress.parts.scorer.drain_counters()  # those of the evaluation do not count as training's
     while trainer.num_steps < total:
         row = trainer.step()
         progress.rows.append(row)

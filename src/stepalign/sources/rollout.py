@@ -118,7 +118,7 @@ def _branch(
         flat_t = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), t, device=at.x_t.device)
         prediction, x_t = at.prediction.flatten(0, 1), at.x_t.flatten(0, 1)
         if index and branching.inner_steps == "look-ahead":
-            x_prev = sampler.deterministic_step(prediction, x_t, flat_t).unflatten(0, (-1, k))
+            x_prev = sampler.with_eta(0.0).transition(prediction, x_t, flat_t).mean.unflatten(0, (-1, k))
         else:
             draws = noise.normal(k, *shape)
             noises.append(draws)

@@ -10,9 +10,10 @@ from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor
 
+from stepalign.core.protocols import PairScorer
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.data.prepared import PreparedPairs
-from stepalign.judges.pairs import JudgeScorer, agreement
+from stepalign.judges.pairs import agreement
 from stepalign.support.parallel import processes
 from stepalign.support.shares import reliability, share_change_interval, share_interval
 from stepalign.support.statistics import clusters_of
@@ -23,7 +24,7 @@ Scores = dict[int, Float[Tensor, "n 2"]]
 
 @torch.no_grad()
 def score_held_out(
-    scorer: JudgeScorer,
+    scorer: PairScorer,
     pairs: PreparedPairs,
     *,
     timesteps: tuple[int, ...],

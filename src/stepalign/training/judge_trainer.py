@@ -1,5 +1,6 @@
-"""Training the step-aware preference model (SPO supplement 2): images are compared by a
-frozen base model's predictions of x̂0 at every noise level, with people's preferences as labels.
+"""Training a judge on labelled pairs of images, as the step-aware preference model is trained (SPO supplement 2).
+
+The judge scores the clean samples that a frozen base model predicts from the noised pairs at every noise level.
 
 What a step does is decided by the seed and the step's number alone; processes share its pairs and sum their
 gradients, so that their number changes nothing but the speed, up to rounding.
@@ -19,9 +20,10 @@ from accelerate.utils import gather_object, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from stepalign.core.protocols import PairScorer
 from stepalign.core.seeding import EpochOrder, PromptNoise, Purpose, generator_for
 from stepalign.data.prepared import PreparedPairs
-from stepalign.judges.pairs import JudgeScorer, agreement
+from stepalign.judges.pairs import agreement
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.parallel import processes, together
 from stepalign.training.gradients import sum_gradients
@@ -58,9 +60,9 @@ def preference_losses(scores: Float[Tensor, "b 2"], label: Float[Tensor, " b"]) 
 
 
 class JudgeTrainer:
-    """A judge's training in progress. `step()` does the next step; `state()` is all that `restore` needs."""
+    """A judge's training in progress: `step()` does a step, `state()` is all that another trainer resumes from."""
 
-    def __init__(self, scorer: JudgeScorer, *, pairs: PreparedPairs, config: JudgeTraining, seed: int) -> None:
+    def __init__(self, scorer: PairScorer, *, pairs: PreparedPairs, config: JudgeTraining, seed: int) -> None:
         self.scorer = scorer
         self.pairs = pairs
         self.config = config
@@ -68,7 +70,7 @@ class JudgeTrainer:
         self.processes = processes()
         model = scorer.model.train().requires_grad_(True)
         if config.gradient_checkpointing:
-            model.enable_gradient_checkpointing()
+            scorer.enable_gradient_checkpointing()
         self.parameters = list(model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, eps=1e-8
@@ -94,7 +96,7 @@ class JudgeTrainer:
             self.num_steps, self.config.num_warmup_steps, self.config.num_steps
         )
         grad_norm = self._update(rate, loss)
-        for calls in gather_object([self.scorer.take_calls()]):
+        for calls in gather_object([self.scorer.drain_counters()]):
             self.calls.update(calls)
         self.num_steps += 1
         self.seconds += time.perf_counter() - start
@@ -117,7 +119,7 @@ class JudgeTrainer:
         )
 
     def restore(self, state: JudgeState) -> None:
-        """Resume from a saved state; raises ValueError when it is of other pairs."""
+        """Resume from a saved state, whose tensors it takes over; raises ValueError when it is of other pairs."""
         if state.pairs != self.pairs.digest():
             raise ValueError("data.pairs: they are not those this run began with; restore the data, or start a new run")
         self.scorer.model.load_state_dict(state.model)
@@ -129,8 +131,8 @@ class JudgeTrainer:
     def _accumulate(self, positions: list[int], total_weight: float) -> Float[Tensor, "3"]:
         """Add this process's share of the gradient; returns its sums of loss, right and decided pairs.
 
-        The text tower runs once per distinct prompt: micro-batches leave their gradients at its output, and one
-        backward pass takes them through it.
+        Each distinct prompt is embedded once: micro-batches accumulate gradients at the embeddings, and one backward
+        pass takes them through the text tower, if it trains.
         """
         sums = torch.zeros(3, device=self.scorer.device)
         if not positions:
@@ -153,7 +155,8 @@ class JudgeTrainer:
             losses.sum().backward()
             right = agreement(scores.detach(), label)
             sums += torch.stack([losses.detach().sum(), right.nansum(), right.isfinite().sum()]).to(sums)
-        text.backward(leaf.grad)
+        if text.requires_grad:
+            text.backward(leaf.grad)
         return sums
 
     def _update(self, rate: float, loss: float) -> float | None:
