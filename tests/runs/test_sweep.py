@@ -141,7 +141,7 @@ def test_a_sweep_in_the_making_says_what_is_missing(tmp_path: Path, ran: list[tu
             {"tables": {"t": {"r": {"training": {"num_round": 1}}}}},
             "t, r: recipe: there is no field training.num_round",
         ),
-        ({"tables": {"t": {"r": {"recipe": "spo-miniatur"}}}}, "t, r: recipe: there is none called"),
+        ({"tables": {"t": {"r": {"recipe": "spo-miniatur"}}}}, "t, r: recipe: there is none named"),
         ({"tables": {"t": {"r": 3}}}, "t, r must be changes of fields, got 3"),
         ({"tables": {"t": {"r": {"evaluation": {"prompts": None}}}}}, "evaluation.prompts must be given"),
     ],

@@ -111,7 +111,7 @@ def check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device: there is none called {name!r}; give cpu, cuda or cuda:N") from error
+        raise ValueError(f"device: there is none named {name!r}; give cpu, cuda or cuda:N") from error
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     num = torch.accelerator.device_count() if found is not None else 0
     if device.type != "cpu" and (found is None or device.type != found.type or (device.index or 0) >= num):
