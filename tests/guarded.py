@@ -22,11 +22,13 @@ from stepalign.models.base import BaseModel
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
 from stepalign.runs import guard, job
 from stepalign.runs.assemble import GuardPrompts, Parts
+from stepalign.runs.guard import GuardWatch
 from stepalign.runs.held_out import measure
 from stepalign.runs.recipes import Recipe, load_recipe
 from stepalign.support.config import change
 from stepalign.support.files import load_state
 from stepalign.training.held_out_scores import Generated
+from stepalign.training.trainer import Trainer
 
 Row = dict[str, Any]
 NUM_PROMPTS = 3
@@ -139,3 +141,28 @@ def interrupt(patch: pytest.MonkeyPatch, place: Any, name: str, call: int, *, af
         return result
 
     patch.setattr(place, name, interrupted)
+
+
+MOMENTS = {
+    "round 1": (Trainer, "round", 1, False),
+    "round 2": (Trainer, "round", 2, False),
+    "round 3": (Trainer, "round", 3, False),
+    "the guard of round 1": (GuardWatch, "_measure", 2, False),
+    "the guard of round 2": (GuardWatch, "_measure", 3, False),
+    "before row 2": (guard, "write_text", 3, False),
+    "after row 2": (guard, "write_text", 3, True),
+    "before the adapter": (GuardWatch, "restore", 1, False),
+    "after the adapter": (GuardWatch, "restore", 1, True),
+    "before checkpoint 2": (job, "save_run", 2, False),
+    "after checkpoint 2": (job, "save_run", 2, True),
+    "before the evaluation": (job, "evaluate_run", 1, False),
+    "after the evaluation": (job, "evaluate_run", 1, True),
+}
+"""Where a run is interrupted, at which call, and whether before or after it; measurements count from round 0."""
+TOLD = {
+    2: "the judge's score is 2 above the base model's while aesthetic is 0.125 (0.125 to 0.125) below the base model's "
+    "on held-out prompts, twice; it was best at round 1",
+    3: "the judge's score is 3 above the base model's while aesthetic is 0.25 (0.25 to 0.25) below the base model's on "
+    "held-out prompts, twice; it was best at round 1",
+}
+"""What a guard notes of the script, by round."""

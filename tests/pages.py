@@ -59,3 +59,19 @@ def decoded(image: dict[str, str | None]) -> np.ndarray:
 
 def levels(an_image: Tensor) -> np.ndarray:
     return (an_image * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def score(base: float, aligned: float, low: float, high: float) -> dict[str, Any]:
+    return {"base": base, "aligned": aligned, "difference": aligned - base, "interval": [low, high]}
+
+
+RUN_SUMMARY: dict[str, Any] = {
+    "recipe": "gradspo-miniature",
+    "seed": 0,
+    "num_prompts": 216,
+    "scores": {"judge": score(21.0, 21.9, 0.7, 1.1)},
+    "seconds": 191.2,
+    "comparisons_trained": 9123,
+    "calls": {"sampling_ema": 123456, "training_policy": 5, "judge_images": 6, "something_new": 7},
+    "versions": {"torch": "2.13.0"},
+}

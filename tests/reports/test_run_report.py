@@ -11,29 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pages import Page, assert_self_contained, decoded, levels, some_images
+from pages import RUN_SUMMARY, Page, assert_self_contained, decoded, levels, score, some_images
 
 from stepalign.reports import run as report
 from stepalign.reports.page import LEFT, RIGHT, WIDTH, Panel
 from stepalign.sources.settings import Candidates, CleanGradient, Sources
 
 NAN = float("nan")
-
-
-def score(base: float, aligned: float, low: float, high: float) -> dict[str, Any]:
-    return {"base": base, "aligned": aligned, "difference": aligned - base, "interval": [low, high]}
-
-
-SUMMARY: dict[str, Any] = {
-    "recipe": "gradspo-miniature",
-    "seed": 0,
-    "num_prompts": 216,
-    "scores": {"judge": score(21.0, 21.9, 0.7, 1.1)},
-    "seconds": 191.2,
-    "comparisons_trained": 9123,
-    "calls": {"sampling_ema": 123456, "training_policy": 5, "judge_images": 6, "something_new": 7},
-    "versions": {"torch": "2.13.0"},
-}
 
 
 def example(prompt: str = "a red ring", size: int = 32) -> report.Example:
@@ -53,7 +37,7 @@ def page(tmp_path: Path):
         path = tmp_path / "report.html"
         empty = {"title": "A run", "recipe": "", "rounds": [], "examples": [], "prompt": "", "trajectory": []}
         empty["source"] = Candidates()
-        report.write_report(path, **{**empty, "summary": SUMMARY, **given})
+        report.write_report(path, **{**empty, "summary": RUN_SUMMARY, **given})
         return Page(path.read_text(encoding="utf-8"))
 
     return write
@@ -65,7 +49,7 @@ def curve_titles(page: Page) -> list[str]:
 
 def test_any_text_is_shown_as_text(page) -> None:
     attack = "<script>alert(1)</script> \"'><img src=x onerror=alert(2)> {{ 7 * 7 }} & ünïcode"
-    summary = {**SUMMARY, "recipe": attack, "scores": {attack: score(1, 2, 0.5, 1.5)}, "versions": {attack: attack}}
+    summary = {**RUN_SUMMARY, "recipe": attack, "scores": {attack: score(1, 2, 0.5, 1.5)}, "versions": {attack: attack}}
     summary["calls"] = {attack: 1}
     shown = report.Example(attack, *some_images(2, 3, 4, 4), {attack: 1.0}, {attack: 2.0})
     result = page(title=attack, recipe=attack, summary=summary, examples=[shown], prompt=attack, trajectory=[step()])
@@ -127,7 +111,7 @@ def test_only_the_trajectory_shrinks_large_images(page) -> None:
     ],
 )
 def test_the_verdict_follows_from_the_interval(page, low: float, high: float, word: str) -> None:
-    result = page(summary={**SUMMARY, "scores": {"judge": score(1.0, 1.2, low, high)}})
+    result = page(summary={**RUN_SUMMARY, "scores": {"judge": score(1.0, 1.2, low, high)}})
     cell = re.search(r'class="badge">([^<]*)<', result.source)
     assert cell is not None
     assert cell[1] == word
@@ -135,7 +119,7 @@ def test_the_verdict_follows_from_the_interval(page, low: float, high: float, wo
 
 def test_the_whisker_lies_on_its_side_of_zero(page) -> None:
     scores = {"up": score(1, 3, 1, 3), "down": score(3, 1, -3, -1), "flat": score(1, 1, 0, 0)}
-    result = page(summary={**SUMMARY, "scores": scores})
+    result = page(summary={**RUN_SUMMARY, "scores": scores})
     bars = [(float(bar["x"] or NAN), float(bar["width"] or NAN)) for bar in result.named("rect", **{"class": "bar"})]
     assert len(bars) == 2, "a difference of exactly 0 has no scale to draw"
     assert bars[0][0] == 50
@@ -146,7 +130,7 @@ def test_the_whisker_lies_on_its_side_of_zero(page) -> None:
 def test_scores_show_the_decimals_that_the_interval_resolves(page) -> None:
     scores = {"judge": score(21.0, 21.9, 0.7, 1.1), "aesthetic": score(0.41, 0.4, -0.012, -0.008)}
     scores["same"] = score(1.0, 1.0 - 1e-9, -0.2, 0.2)
-    text = page(summary={**SUMMARY, "scores": scores}, examples=[example()]).text
+    text = page(summary={**RUN_SUMMARY, "scores": scores}, examples=[example()]).text
     assert "21.00 21.90 +0.90 +0.70 to +1.10" in text
     assert "0.4100 0.4000 −0.0100 −0.0120 to −0.0080" in text
     assert "1.00 1.00 +0.00 −0.20 to +0.20" in text
@@ -231,7 +215,7 @@ def test_a_step_says_what_the_run_trained_on(page, source: Sources, words: str) 
 def test_what_a_reader_must_know_first_is_at_the_top(page) -> None:
     signs = [{"name": "a", "round": 0, "message": "the judge <b>"}, {"name": "b", "round": 3, "message": "no pairs"}]
     cut = {"training": {"num_prompts": 4, "cut": {"text_encoder": 2, "the judge": 0}}}
-    text = page(summary={**SUMMARY, "watch": signs, "failed": "no policy", "prompts_cut": cut}).text
+    text = page(summary={**RUN_SUMMARY, "watch": signs, "failed": "no policy", "prompts_cut": cut}).text
     words = "no policy the judge <b> After round 3: no pairs 2 of 4 training prompts are longer than text_encoder reads"
     assert words in text
     assert text.index("no policy") < text.index("Both models generate")
@@ -251,7 +235,7 @@ def test_work_is_told_in_readable_numbers(page) -> None:
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (3600 * 2 + 299, "2 h 4 min")])
 def test_durations(page, seconds: float, words: str) -> None:
-    assert f"Time {words}" in page(summary={**SUMMARY, "seconds": seconds}).text
+    assert f"Time {words}" in page(summary={**RUN_SUMMARY, "seconds": seconds}).text
 
 
 def test_a_run_of_nothing_says_so(page) -> None:

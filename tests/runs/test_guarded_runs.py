@@ -12,7 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from guarded import ADAPTER, SCRIPT, Notes, interrupt, parts_of, recipe_of, rows_of, saved, toy_runs, without_work
+from guarded import (
+    ADAPTER,
+    MOMENTS,
+    SCRIPT,
+    TOLD,
+    Notes,
+    interrupt,
+    parts_of,
+    recipe_of,
+    rows_of,
+    saved,
+    toy_runs,
+    without_work,
+)
 from worlds import assert_same
 
 from stepalign.core.seeding import Purpose
@@ -28,12 +41,6 @@ Ended = tuple[Path, dict[str, Any], list[str]]
 """A run's directory, summary and notes."""
 
 Go = Callable[..., dict[str, Any]]
-TOLD = {
-    2: "the judge's score is 2 above the base model's while aesthetic is 0.125 (0.125 to 0.125) below the base model's "
-    "on held-out prompts, twice; it was best at round 1",
-    3: "the judge's score is 3 above the base model's while aesthetic is 0.25 (0.25 to 0.25) below the base model's on "
-    "held-out prompts, twice; it was best at round 1",
-}
 
 
 @pytest.fixture(scope="module")
@@ -187,24 +194,6 @@ def test_what_is_measured_is_what_the_run_would_export(
 
 
 # Interrupted
-
-
-MOMENTS = {
-    "round 1": (Trainer, "round", 1, False),
-    "round 2": (Trainer, "round", 2, False),
-    "round 3": (Trainer, "round", 3, False),
-    "the guard of round 1": (GuardWatch, "_measure", 2, False),
-    "the guard of round 2": (GuardWatch, "_measure", 3, False),
-    "before row 2": (guard, "write_text", 3, False),
-    "after row 2": (guard, "write_text", 3, True),
-    "before the adapter": (GuardWatch, "restore", 1, False),
-    "after the adapter": (GuardWatch, "restore", 1, True),
-    "before checkpoint 2": (job, "save_run", 2, False),
-    "after checkpoint 2": (job, "save_run", 2, True),
-    "before the evaluation": (job, "evaluate_run", 1, False),
-    "after the evaluation": (job, "evaluate_run", 1, True),
-}
-"""Where a run is interrupted, at which call, and whether before or after it; measurements count from round 0."""
 
 
 def interrupted(go: Go, output: Path, moment: str, **changes: Any) -> None:

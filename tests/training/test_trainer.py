@@ -288,9 +288,6 @@ def test_processes_together_do_what_one_does_alone(tmp_path: Path) -> None:
             assert row["comparisons"] == expected["comparisons"]
 
 
-# Refusals
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
