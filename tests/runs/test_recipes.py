@@ -156,7 +156,7 @@ def test_yaml_that_makes_no_sense_is_refused(tmp_path: Path, text: str, words: s
 
 
 def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
-    with pytest.raises(ValueError, match=r"none called 'gradspo-sd1' \(nearest: gradspo-sd15") as error:
+    with pytest.raises(ValueError, match=r"none named 'gradspo-sd1' \(nearest: gradspo-sd15") as error:
         load_recipe("gradspo-sd1")
     assert all(name in str(error.value) for name in RECIPES)
 
