@@ -121,7 +121,7 @@ def test_without_a_tokenizer_beside_the_weights_it_is_vit_hs(
 def test_another_activation_is_refused(tiny_clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     config = CLIPConfig.from_dict(tiny_clip.config.to_dict())
     config.vision_config.hidden_act = "quick_gelu"
-    with pytest.raises(ValueError, match="activation gelu, the model's config says 'quick_gelu'"):
+    with pytest.raises(ValueError, match="activation gelu, the model's config has 'quick_gelu'"):
         HPS(CLIPModel(config), tokenizer, version="v2.0")
 
 
