@@ -124,21 +124,11 @@ def assemble(recipe: Recipe) -> Parts:
     trainer = make_trainer(
         recipe, policy, sampler, counted, encode=model.encode, stream=stream, latent_shape=model.latent_shape
     )
-    found = _scorers(recipe, scorers)
+    own = _scorers(recipe, scorers)
+    identity, metrics, more = identity | own.identity, own.metrics, own.readers
+    readers = text_readers(model.pipeline) | {"the judge": judge_reader}
     return Parts(
-        recipe,
-        model,
-        policy,
-        sampler,
-        counted,
-        stream,
-        trainer,
-        held_out,
-        found.metrics,
-        identity | found.identity,
-        text_readers(model.pipeline) | {"the judge": judge_reader},
-        found.readers,
-        guard,
+        recipe, model, policy, sampler, counted, stream, trainer, held_out, metrics, identity, readers, more, guard
     )
 
 
