@@ -76,9 +76,6 @@ def warned(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     return output, go(output, notes, guard={"action": "warn"}), notes.of_guard
 
 
-# Left alone
-
-
 def test_without_a_guard_there_is_nothing_of_it(plain: dict[int, Path]) -> None:
     assert not any("guard" in path.name for path in plain[3].rglob("*"))
     summary = json.loads((plain[3] / "summary.json").read_text())
