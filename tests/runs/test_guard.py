@@ -13,7 +13,6 @@ from guarded import recipe_of
 from stepalign.runs.assemble import GuardPrompts, guard_prompts
 from stepalign.runs.guard import style_columns
 from stepalign.runs.guard_rule import (
-    ALPHA,
     CONFIRMING,
     best_rounds,
     confirmed,
@@ -103,10 +102,10 @@ def test_an_alarm_in_words() -> None:
 
 def test_the_first_levels_bound_the_whole_run() -> None:
     """Independent measurements: 40 tests at 1/40, found again at 2.5 %: 2.5 %; the same prompts: 40 at .05/40: 5 %."""
-    assert screening_level(20, 2, independent=True) * 40 * CONFIRMING == CONFIRMING
-    assert screening_level(20, 2, independent=False) * 40 == ALPHA
-    assert screening_level(3, 1, independent=True) == ALPHA
-    assert screening_level(0, 1, independent=False) == ALPHA
+    assert screening_level(20, 2, independent=True) * 40 * CONFIRMING == 0.025
+    assert screening_level(20, 2, independent=False) * 40 == pytest.approx(0.05)
+    assert screening_level(3, 1, independent=True) == 0.05
+    assert screening_level(0, 1, independent=False) == 0.05
 
 
 @pytest.mark.parametrize("other_prompts", [True, False])
