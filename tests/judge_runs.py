@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.runs.judge_recipes import JudgeRecipe, load_judge_recipe
 from stepalign.support.config import change, parse_flags
 

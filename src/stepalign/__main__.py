@@ -2,6 +2,6 @@
 
 import sys
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 
 sys.exit(main())

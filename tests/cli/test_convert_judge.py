@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.judges.spm import StepAwarePreferenceModel
 
 

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from scored import save_images
 
+from stepalign.cli import main
 from stepalign.cli.console import show_results
-from stepalign.cli.main import main
 from stepalign.data.manifest import read_manifest, read_scores
 from stepalign.miniature.scorers import miniature_scorer
 from stepalign.miniature.world import split_captions

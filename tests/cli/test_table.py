@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.cli.table import COMMANDS, find_command, overview
 from stepalign.runs.judge_recipes import JUDGE_RECIPES
 from stepalign.runs.recipes import RECIPES
@@ -23,7 +23,7 @@ HELPS += [["plot", "weights", "--help"], ["train", "spo-sdxl", "--help"], ["trai
 HEAVY = {"torch", "numpy", "transformers", "diffusers", "matplotlib", "PIL"}
 PROGRAM = """
 import contextlib, io, json, sys
-from stepalign.cli.main import main
+from stepalign.cli import main
 shown = []
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import stepalign
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.runs.job import NullWatcher
 from stepalign.runs.recipes import RECIPES, Recipe, load_recipe
 from stepalign.support.config import change, parse_flags

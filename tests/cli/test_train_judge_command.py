@@ -15,7 +15,7 @@ from tiny_models import save_sd2
 from transformers import CLIPTokenizer
 
 from stepalign import miniature
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.runs.judge_recipes import JudgeRecipe
 

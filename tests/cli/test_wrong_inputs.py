@@ -8,7 +8,7 @@ import pytest
 from wrong_files import write_files
 from wrong_inputs import WRONG_INPUTS
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from PIL import Image
 from scored import Notes
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from stepalign.cli import evaluate
-from stepalign.cli.main import main
+from stepalign.cli import evaluate, main
 from stepalign.data.manifest import ImageRow, read_manifest, write_manifest
 from stepalign.data.prompt_sets import load_prompt_set
 from stepalign.evaluation.image_sets import ImageSets, diversity, geneval_prompts, measure_sets

@@ -20,7 +20,7 @@ from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.judges.card import model_card
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.judges.spm_files import publish

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.core.sampler import DDIM
 from stepalign.reports.figures import WEIGHTINGS, gains_panels, plot_weights, timestep_weights, weights_panels
 from stepalign.runs.job import run

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stepalign import miniature
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.runs.assemble_judge import JudgeParts, assemble_judge
 from stepalign.runs.judge_recipes import load_judge_recipe

@@ -16,7 +16,7 @@ import torch
 from judge_runs import NUM_STEPS, WEIGHTS, finished_run, recipe_of, rows, snapshot, summary, trained, write_pairs
 from judge_runs import words as command
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.runs.judge_job import run_judge
 from stepalign.runs.judge_recipes import load_judge_recipe
 from stepalign.support.config import to_yaml

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.runs.job import NullWatcher
 
 pytestmark = pytest.mark.usefixtures("without_report", "signals_arrive")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.runs import sweep as sweep_module
 from stepalign.runs.recipes import RECIPES, Recipe
 from stepalign.runs.sweep import run_sweep

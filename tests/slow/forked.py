@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 
 MIDWAY, WHOLE, PLACED, LOCKING, LOCKED, SECONDS = "midway", "whole", "placed", "locking", "locked", "seconds"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepalign.cli.main import main
+from stepalign.cli import main
 from stepalign.cli.table import find_command
 from stepalign.support.errors import UsageError, one_line, report
 from stepalign.support.stopping import Stopped
@@ -133,7 +133,7 @@ def test_words_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) 
 
 def program(*words: str, before: str = "", **options: object) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own."""
-    code = f"import sys\n{before}\nfrom stepalign.cli.main import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"import sys\n{before}\nfrom stepalign.cli import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.run([sys.executable, "-c", code, *words], text=True, check=False, timeout=60, **options)
 
 
@@ -179,7 +179,7 @@ def test_a_signal_while_libraries_load_is_one_line(loading: str, number: signal.
 
 
 def test_a_reader_that_has_seen_enough_is_no_fault() -> None:
-    code = command("print('x' * 100_000); return 0") + "\nfrom stepalign.cli.main import main\nsys.exit(main(['env']))"
+    code = command("print('x' * 100_000); return 0") + "\nfrom stepalign.cli import main\nsys.exit(main(['env']))"
     words = [sys.executable, "-c", code]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

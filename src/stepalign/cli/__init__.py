@@ -4,3 +4,7 @@
 `recipe_arguments` and `generation_arguments` are options that commands share, `console` and `progress_lines` show
 progress.
 """
+
+from stepalign.cli.main import main
+
+__all__ = ["main"]
