@@ -88,7 +88,7 @@ def test_a_module_is_known_by_parameters_and_buffers() -> None:
         module = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.constant_(module.weight, value)
         module.register_buffer("scale", torch.tensor(buffer))
-        return module_digest(module)
+        return module_digest(module, "network")
 
     assert digest(1.0, 2.0) == digest(1.0, 2.0)
     assert len({digest(1.0, 2.0), digest(1.5, 2.0), digest(1.0, 2.5)}) == 3
@@ -248,3 +248,10 @@ def test_a_difference_is_refused_by_the_names_of_the_parts() -> None:
     expected = r"^unet\.weights \(e{16} then, a{16} now\), judge\.weights \(f{16} then, b{16} now\): not what this run"
     with pytest.raises(ValueError, match=expected):
         refuse_differences(ours, theirs, whose="this run began with")
+
+
+def test_weights_that_are_not_finite_are_refused_by_part_and_name() -> None:
+    layer = torch.nn.Linear(2, 2)
+    layer.bias.data[1] = torch.inf
+    with pytest.raises(ValueError, match=r"^the weight bias of the VAE \(Linear\) holds values that are not finite"):
+        module_digest(layer, "VAE")

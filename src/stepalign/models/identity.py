@@ -42,14 +42,14 @@ def base_identity(model: BaseModel) -> Identity:
     found = {
         "precision": str(pipeline.unet.dtype).removeprefix("torch."),
         "resolution": f"{height}x{width}",
-        "unet.weights": module_digest(pipeline.unet),
+        "unet.weights": module_digest(pipeline.unet, "UNet"),
         "unet.config": config_digest(pipeline.unet.config, type(pipeline.unet)),
-        "vae.weights": module_digest(pipeline.vae),
+        "vae.weights": module_digest(pipeline.vae, "VAE"),
         "vae.config": config_digest(pipeline.vae.config, type(pipeline.vae)),
     }
     for name, part in sorted(pipeline.components.items()):
         if name.startswith("text_encoder") and part is not None:
-            found |= {f"{name}.weights": module_digest(part), f"{name}.config": config_digest(part.config)}
+            found |= {f"{name}.weights": module_digest(part, name), f"{name}.config": config_digest(part.config)}
         if isinstance(part, PreTrainedTokenizerBase):
             found[name] = tokenizer_digest(part)
     schedule = DDIMScheduler.from_config(pipeline.scheduler.config).config

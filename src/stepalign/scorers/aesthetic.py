@@ -61,7 +61,7 @@ class AestheticScore:
             scale="1 to 10",
             needs_prompt=False,
             tensors=None if source.files else {**backbone.state_dict(), **head.state_dict()},
-            parts=network_identity("backbone", backbone, config) | {"head": module_digest(head)},
+            parts=network_identity("backbone", backbone, config) | {"head": module_digest(head, "head")},
         )
 
     @classmethod

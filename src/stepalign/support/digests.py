@@ -47,16 +47,20 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_weights(module: nn.Module) -> None:
-    """Raise ValueError naming the first weight of a loaded network that holds values which are not finite."""
+def check_weights(module: nn.Module, part: str) -> None:
+    """Raise ValueError naming the first weight of a loaded network, the `part`, whose values are not all finite."""
     for name, weight in module.named_parameters():
         if not weight.isfinite().all():
-            raise ValueError(f"the weight {name} of {type(module).__name__} holds values that are not finite numbers")
+            raise ValueError(
+                f"the weight {name} of the {part} ({type(module).__name__}) holds values that are not finite numbers: "
+                "its file is damaged, or its precision too low"
+            )
 
 
-def module_digest(module: nn.Module) -> str:
-    """The digest of a module's weights and their precision; raises ValueError where a weight is not finite."""
-    check_weights(module)
+def module_digest(module: nn.Module, part: str) -> str:
+    """The digest of a module's weights and their precision; raises ValueError, naming the `part`, where a weight is not
+    finite."""
+    check_weights(module, part)
     return tensors_digest(module.state_dict())
 
 
@@ -131,7 +135,7 @@ def network_identity(
     name: str, network: nn.Module, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Identity:
     """Digests of a transformers network's weights and config, and of its tokenizer."""
-    found = {f"{name}.weights": module_digest(network), f"{name}.config": config_digest(config)}
+    found = {f"{name}.weights": module_digest(network, name), f"{name}.config": config_digest(config)}
     return found if tokenizer is None else found | {f"{name}.tokenizer": tokenizer_digest(tokenizer)}
 
 
