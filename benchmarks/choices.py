@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from stepalign.core.batch import StepCandidates
+from stepalign.core.sampling import times_at
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.runs.assemble import Parts, assemble
 from stepalign.runs.recipes import Recipe, load_recipe
@@ -72,7 +73,9 @@ def measure(recipe: Recipe, parts: Parts, prompts: list[str], rule: Continuation
         )
         ends.append(oracle(parts, x_0, chunk))
         for pool in pools:
-            columns = by_timestep.setdefault(int(pool.candidates.t[0]), {"worth": [], "gap": []})
+            columns = by_timestep.setdefault(
+                int(parts.sampler.times[int(pool.candidates.step[0])]), {"worth": [], "gap": []}
+            )
             columns["worth"].append(worth(parts, pool, chunk))
             columns["gap"].append(pool.candidates.scores.amax(1) - pool.candidates.scores.amin(1))
     return {
@@ -95,20 +98,19 @@ def worth(parts: Parts, pool: Pool, prompts: list[str]) -> Tensor:
     rows = torch.arange(len(order), device=order.device)[:, None]
     pair = replace(candidates, noise=candidates.noise[rows, order])
     twice = [prompt for prompt in prompts for _ in range(2)]
-    best, worst = oracle(parts, finish(parts, pair, pool.t_prev), twice).unflatten(0, (-1, 2)).unbind(1)
+    best, worst = oracle(parts, finish(parts, pair, pool.judged_at), twice).unflatten(0, (-1, 2)).unbind(1)
     return best - worst
 
 
-def finish(parts: Parts, candidates: StepCandidates, t: int) -> Tensor:
-    """Candidates at timestep t led to clean samples without further noise, "(b k) c h w"."""
+def finish(parts: Parts, candidates: StepCandidates, start: int) -> Tensor:
+    """Candidates where step `start` begins led to clean samples without further noise, "(b k) c h w"."""
     sampler, denoise = parts.sampler, parts.policy.denoiser("reference")
-    step = sampler.transition(candidates.prediction[:, 0], candidates.x_t[:, 0], candidates.t)
-    x_t = step.sample(candidates.noise).flatten(0, 1)
+    taken = sampler.transition(candidates.prediction[:, 0], candidates.x_t[:, 0], candidates.step)
+    x_t = taken.sample(candidates.noise).flatten(0, 1)
     cond = candidates.cond.tile(candidates.noise.shape[1])
-    while t > 0:
-        step_t = torch.full((len(x_t),), t, device=x_t.device)
-        x_t = sampler.with_eta(0.0).transition(denoise(x_t, step_t, cond), x_t, step_t).mean
-        t = sampler.previous(t) if t != sampler.timesteps[-1] else 0
+    for index in range(start, sampler.num_steps):
+        step = torch.full((len(x_t),), index, device=x_t.device)
+        x_t = sampler.with_eta(0.0).transition(denoise(x_t, times_at(sampler, step), cond), x_t, step).mean
     return x_t
 
 

@@ -27,7 +27,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign import miniature
 from stepalign.core.batch import Conditioning
-from stepalign.core.sampler import DDIM, NoiseSchedule
+from stepalign.core.sampler import NoiseSchedule
 from stepalign.data.prepared import PairEncoder, PreparedPairs, prepare
 from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
@@ -154,7 +154,7 @@ def miniature_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     model = load(str(miniature.MODEL), device=device)
     spm = StepAwarePreferenceModel.from_clip(CLIPModel.from_pretrained(miniature.PICKSCORE, dtype=torch.float32))
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=2.0)
-    base = FrozenBase(guided, model.decode, model.sampler(20))
+    base = FrozenBase(guided, model.decode, model.schedule(20))
 
     def encode(prompts: list[str]) -> Conditioning:
         model.clear_cache()
@@ -176,7 +176,7 @@ def full_size_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     for module in (unet, vae):
         module.requires_grad_(False).eval()
     alphas = make_scheduler().alphas_cumprod.double()
-    sampler = DDIM(NoiseSchedule(alphas, float(alphas[0]), "epsilon", tuple(range(951, 0, -50))))
+    schedule = NoiseSchedule(alphas, float(alphas[0]), "epsilon", tuple(range(951, 0, -50)))
     negative = Conditioning(torch.randn(1, 77, 768, device=device))
     autocast = None if half == torch.float32 else half
     guided = GuidedNetwork(unet, negative=negative, guidance_scale=5.0, autocast=autocast)
@@ -194,7 +194,7 @@ def full_size_parts(device: torch.device, folder: Path, config: JudgeTraining) -
     encoder = PairEncoder(encode, encode_images, (512, 512))
     pairs, _ = prepare(WorldPairs(split="train", num_rows=256), folder, encoder=encoder)
     tokenizer = CLIPTokenizer.from_pretrained(miniature.PICKSCORE)
-    base = FrozenBase(guided, decode, sampler)
+    base = FrozenBase(guided, decode, schedule)
     return JudgeScorer(spm, tokenizer, base, precision=config.precision), encoder, pairs
 
 

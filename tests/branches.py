@@ -14,6 +14,7 @@ from stepalign.sources.settings import Branching
 
 PARENTS = list(range(751, 0, -50))
 """Where Stable Diffusion's 20 steps can branch."""
+TIMES = make_sampler().times
 PROMPTS = ["a", "bb", "ccc", "dddd"]
 B, K = 2, 3
 JUDGED_AT = {
@@ -73,8 +74,18 @@ def roll(
 
 def windows(pools: list[Pool]) -> list[list[int]]:
     """The timesteps whose transitions each pool has, the same for every prompt."""
-    assert all(len(step.t.unique()) == 1 for pool in pools for step in pool.transitions)
-    return [[int(step.t[0]) for step in pool.transitions] for pool in pools]
+    assert all(len(step.step.unique()) == 1 for pool in pools for step in pool.transitions)
+    return [[began_at(step) for step in pool.transitions] for pool in pools]
+
+
+def began_at(step: StepCandidates) -> int:
+    """The timestep of a step's parents."""
+    return TIMES[int(step.step[0])]
+
+
+def ended_at(pools: list[Pool]) -> list[int]:
+    """The timesteps at which the windows end."""
+    return [TIMES[pool.judged_at] for pool in pools]
 
 
 def judged_at(judge: BrightnessJudge) -> list[int]:
@@ -86,7 +97,7 @@ def landed(step: StepCandidates, sampler: DDIM | None = None) -> Tensor:
     """x_prev of every branch from its own parent, prediction and noise."""
     sampler, num = sampler or make_sampler(), step.x_t.shape[1]
     parents = [(step.prediction[:, i % num], step.x_t[:, i % num], step.noise[:, [i]]) for i in range(K)]
-    return torch.cat([sampler.transition(guess, x_t, step.t).sample(z) for guess, x_t, z in parents], 1)
+    return torch.cat([sampler.transition(guess, x_t, step.step).sample(z) for guess, x_t, z in parents], 1)
 
 
 def predicted(x_t: Tensor, t: int) -> Tensor:
@@ -99,7 +110,9 @@ def clean(x_t: Tensor, t: int) -> Tensor:
     """The clean samples that points "b k c h w" promise; at 0 themselves."""
     at = torch.full((x_t.shape[0] * x_t.shape[1],), t)
     guess = predicted(x_t, t).flatten(0, 1)
-    return x_t if t == 0 else make_sampler().predict_x0(guess, x_t.flatten(0, 1), at).unflatten(0, x_t.shape[:2])
+    return (
+        x_t if t == 0 else make_sampler().schedule.predict_x0(guess, x_t.flatten(0, 1), at).unflatten(0, x_t.shape[:2])
+    )
 
 
 def survivors(pool: Pool, branches: Tensor) -> Tensor:

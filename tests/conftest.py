@@ -23,6 +23,7 @@ from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
 from stepalign.core.protocols import Metrics
 from stepalign.core.sampler import DDIM, NoiseSchedule
+from stepalign.core.sampling import times_at
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.base import MAX_TOKENS, make_scheduler, make_tokenizer
 from stepalign.models.base import BaseModel
@@ -163,17 +164,25 @@ def rounds_to(value: float, printed: str) -> bool:
 
 
 LATENT = (2, 3, 3)
-GRID = torch.arange(951, 0, -50)
+STEPS = torch.arange(20)
+GRID = 951 - 50 * STEPS
 """The timesteps of Stable Diffusion's schedule in 20 steps."""
 
 
-def comparisons(t: Tensor = GRID, *, noise: Tensor | None = None, prediction: Tensor | None = None) -> StepComparisons:
-    """One comparison per timestep in float64, random where nothing is given."""
-    b = len(t)
+def steps_at(*timesteps: int) -> Tensor:
+    """The steps that begin at some of GRID."""
+    return torch.tensor([GRID.tolist().index(t) for t in timesteps])
+
+
+def comparisons(
+    step: Tensor = STEPS, *, noise: Tensor | None = None, prediction: Tensor | None = None
+) -> StepComparisons:
+    """One comparison per step in float64, random where nothing is given."""
+    b = len(step)
     noise = normal(b, 2, *LATENT, seed=1) if noise is None else noise
     prediction = normal(b, *noise.shape[2:], seed=3) if prediction is None else prediction
     x_t = normal(b, 1, *noise.shape[2:], seed=2)
-    return StepComparisons(random_conditioning(b), t, x_t, prediction[:, None], noise)
+    return StepComparisons(random_conditioning(b), step, x_t, prediction[:, None], noise)
 
 
 def toy_predictions(b: int = len(GRID), *, distance: float = 0.1) -> dict[str, Tensor]:
@@ -222,9 +231,8 @@ def assert_draws_as(
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=guidance_scale)
     sampler, cond = DDIM(model.schedule(num_steps), eta=0.0), model.encode(prompts)
     with torch.no_grad():
-        for t in sampler.timesteps:
-            steps = torch.full((2,), t)
-            x_t = sampler.transition(guided(x_t, steps, cond), x_t, steps).mean
+        for step in torch.arange(num_steps).repeat(2, 1).T:
+            x_t = sampler.transition(guided(x_t, times_at(sampler, step), cond), x_t, step).mean
     torch.testing.assert_close(x_t, expected, rtol=1e-4, atol=1e-4)
 
 

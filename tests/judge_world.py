@@ -140,7 +140,7 @@ class Base(torch.nn.Module):
         return x_0
 
     def frozen(self) -> FrozenBase:
-        return FrozenBase(self, self.decode, make_sampler())
+        return FrozenBase(self, self.decode, make_sampler().schedule)
 
 
 def make_scorer(spm: Path, base: Base | None = None, *, dtype: torch.dtype = torch.float32, **options: Any) -> Any:

@@ -13,6 +13,7 @@ from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Pairing, Role
 from stepalign.core.protocols import Denoiser, Metrics
 from stepalign.core.sampler import DDIM, NoiseSchedule
+from stepalign.core.sampling import times_at
 from stepalign.judges.counted import CountedJudge
 from stepalign.objectives.load import load_objective
 from stepalign.objectives.settings import Stepwise
@@ -60,11 +61,11 @@ class ShiftPolicy:
         self.adapter = {"shift": torch.zeros(LATENT_SHAPE, requires_grad=True)}
         self.ema = {"shift": torch.zeros(LATENT_SHAPE)}
         self.calls: Counter[Role] = Counter()
-        self._sampler = make_sampler()
+        self._schedule = make_sampler().schedule
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, role: Role) -> Tensor:
         self.calls[role] += len(x_t)
-        alpha = self._sampler.alpha_bar(t)[:, None, None, None].float()
+        alpha = self._schedule.alpha_bar(t)[:, None, None, None].float()
         mean = cond.tokens.mean((1, 2))[:, None, None, None]
         eps = (1 - alpha).sqrt() / (alpha * SPREAD**2 + 1 - alpha) * (x_t - alpha.sqrt() * mean)
         if role == "policy":
@@ -169,7 +170,7 @@ class PairRecorder:
 
     def __call__(self, policy: ShiftPolicy, sampler: DDIM, batch: StepComparisons) -> tuple[Tensor, Metrics]:
         noise = batch.noise.flatten(1).tolist()
-        self.updates[-1].extend((t, *row) for t, row in zip(batch.t.tolist(), noise, strict=True))
+        self.updates[-1].extend((t, *row) for t, row in zip(times_at(sampler, batch.step).tolist(), noise, strict=True))
         return stepwise_loss(Stepwise(), policy, sampler, batch)
 
 

@@ -14,13 +14,13 @@ from stepalign.core.batch import Conditioning, StepCandidates, cat, pair, prefer
 
 
 def pools(scores: list[list[float]] | Tensor, *, parents: int = 1, size: int = 2) -> StepCandidates:
-    """Judged candidates whose noise, parents and predictions are random, and whose prompts and timesteps tell rows."""
+    """Judged candidates whose noise, parents and predictions are random, and whose prompts and steps tell rows."""
     scores = torch.as_tensor(scores, dtype=torch.float64)
     b, k = scores.shape
     cond = Conditioning(torch.arange(b, dtype=torch.float64)[:, None, None].expand(-1, 3, 4))
-    t = 751 - 50 * torch.arange(b)
+    step = 4 + torch.arange(b)
     x_t, prediction = normal(b, parents, 1, size, size, seed=1), normal(b, parents, 1, size, size, seed=2)
-    return StepCandidates(cond, t, x_t, prediction, normal(b, k, 1, size, size, seed=3), scores)
+    return StepCandidates(cond, step, x_t, prediction, normal(b, k, 1, size, size, seed=3), scores)
 
 
 def sdxl_conditioning(b: int) -> Conditioning:
@@ -30,7 +30,7 @@ def sdxl_conditioning(b: int) -> Conditioning:
 def test_map_reaches_every_tensor_of_nested_batches_and_leaves_none_alone() -> None:
     doubled = pools([[1, 2], [3, 4]]).map(lambda tensor: tensor * 2)
     assert doubled.scores.tolist() == [[2, 4], [6, 8]]
-    assert doubled.t.tolist() == [1502, 1402]
+    assert doubled.step.tolist() == [8, 10]
     assert doubled.cond.tokens[:, 0, 0].tolist() == [0, 2]
     assert doubled.cond.pooled is None
 
@@ -53,7 +53,7 @@ def test_indexing_picks_rows_of_everything(index: list[int] | Tensor) -> None:
     picked = pool[index]
     rows = [0, 2] if isinstance(index, Tensor) and index.dtype == torch.bool else [2, 0]
     assert picked.scores.tolist() == pool.scores[rows].tolist()
-    assert picked.t.tolist() == pool.t[rows].tolist()
+    assert picked.step.tolist() == pool.step[rows].tolist()
     assert picked.cond.tokens[:, 0, 0].tolist() == rows
     assert torch.equal(picked.noise, pool.noise[rows])
 
@@ -101,12 +101,12 @@ def test_best_worst_compares_the_best_with_the_worst() -> None:
 
 
 @pytest.mark.parametrize("rule", ["best-worst", "two-random", "all-k"])
-def test_a_comparison_keeps_its_parent_its_timestep_and_its_prompt(rule: str) -> None:
+def test_a_comparison_keeps_its_parent_its_step_and_its_prompt(rule: str) -> None:
     pool = pools([[1.0, 3.0, 2.0], [0.0, -1.0, -2.0]])
     compared, _ = pair(pool, rule=rule)
     assert torch.equal(compared.x_t, pool.x_t)
     assert torch.equal(compared.prediction, pool.prediction)
-    assert torch.equal(compared.t, pool.t)
+    assert torch.equal(compared.step, pool.step)
     assert torch.equal(compared.cond.tokens, pool.cond.tokens)
 
 

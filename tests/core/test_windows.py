@@ -13,7 +13,9 @@ from branches import (
     B,
     CountingDenoiser,
     K,
+    began_at,
     clean,
+    ended_at,
     judged_at,
     landed,
     noise_of,
@@ -26,9 +28,9 @@ from torch import Tensor
 from worlds import LATENT_SHAPE, BrightnessJudge, assert_same, encode, make_sampler
 
 from stepalign.core.sampler import DDIM
-from stepalign.core.sampling import sample
+from stepalign.core.sampling import sample, times_at
 from stepalign.core.seeding import PromptNoise
-from stepalign.sources.branching import applies_at
+from stepalign.sources.branching import windows as branching_windows
 from stepalign.sources.settings import Branching
 
 # Windows of one step
@@ -39,25 +41,31 @@ def single_steps(
 ) -> tuple[list[dict[str, object]], Tensor]:
     """SPO's rollout of one step at a time, in full: predict, draw, judge, choose."""
     prompts, cond, shape = PROMPTS[:B], encode(PROMPTS[:B]), LATENT_SHAPE
+    branching_steps = branching_windows(branching, sampler)
     x_t, prediction, pools = noise.normal(*shape), None, []
-    for t in sampler.timesteps:
-        now = torch.full((B,), t)
-        prediction = denoise(x_t, now, cond) if prediction is None else prediction
+    for index in range(sampler.num_steps):
+        now = torch.full((B,), index)
+        prediction = denoise(x_t, times_at(sampler, now), cond) if prediction is None else prediction
         transition = sampler.transition(prediction, x_t, now)
-        if not applies_at(branching, t, sampler):
+        if index not in branching_steps:
             x_t, prediction = transition.sample(noise.normal(1, *shape))[:, 0], None
             continue
         draws = noise.normal(K, *shape)
-        x_prev, t_prev = transition.sample(draws), sampler.previous(t)
-        flat, flat_t, repeated = x_prev.flatten(0, 1), torch.full((B * K,), t_prev), [p for p in prompts for _ in "kkk"]
-        guess = denoise(flat, flat_t, cond.tile(K)) if t_prev else None
-        x_0 = sampler.predict_x0(guess, flat, flat_t) if t_prev else flat
+        x_prev, more = transition.sample(draws), index + 1 < sampler.num_steps
+        flat, following, repeated = (
+            x_prev.flatten(0, 1),
+            torch.full((B * K,), index + 1),
+            [p for p in prompts for _ in "kkk"],
+        )
+        flat_t = times_at(sampler, following)
+        guess = denoise(flat, flat_t, cond.tile(K)) if more else None
+        x_0 = sampler.predict_x0(guess, flat, following) if more else flat
         scores = judge(flat, x_0, flat_t, repeated).reshape(B, K)
         followed = noise.choice(K) if branching.continue_from == "random" else scores.argmax(1)
-        step = {"t": now, "x_t": x_t[:, None], "prediction": prediction[:, None], "noise": draws, "scores": scores}
-        pools.append({**step, "t_prev": t_prev, "x_0": x_0.unflatten(0, (B, K)), "followed": followed})
+        step = {"step": now, "x_t": x_t[:, None], "prediction": prediction[:, None], "noise": draws, "scores": scores}
+        pools.append({**step, "judged_at": index + 1, "x_0": x_0.unflatten(0, (B, K)), "followed": followed})
         x_t = x_prev[torch.arange(B), followed]
-        prediction = guess.unflatten(0, (B, K))[torch.arange(B), followed] if t_prev else None
+        prediction = guess.unflatten(0, (B, K))[torch.arange(B), followed] if more else None
     return pools, x_t
 
 
@@ -79,8 +87,8 @@ def test_windows_of_one_step_are_spo_bit_by_bit(
     expected, expected_end = single_steps(expected_denoise, make_sampler(), expected_judge, expected_noise, whole)
     for pool, single in zip(pools, expected, strict=True):
         (step,) = pool.transitions
-        given = {name: getattr(step, name) for name in ("t", "x_t", "prediction", "noise", "scores")}
-        assert_same({**given, "t_prev": pool.t_prev, "x_0": pool.x_0, "followed": pool.continued_from}, single)
+        given = {name: getattr(step, name) for name in ("step", "x_t", "prediction", "noise", "scores")}
+        assert_same({**given, "judged_at": pool.judged_at, "x_0": pool.x_0, "followed": pool.continued_from}, single)
         assert_same(step.cond.tokens, encode(PROMPTS[:B]).tokens)
     assert_same(end, expected_end)
     assert (denoise.calls, judge.seen) == (expected_denoise.calls, expected_judge.seen)
@@ -95,7 +103,7 @@ def test_every_step_from_751_on_is_in_one_window_and_the_last_window_is_cut(j: i
     judge = BrightnessJudge()
     pools, _ = roll(judge=judge, num_inner_steps=(j,))
     assert windows(pools) == [PARENTS[start : start + j] for start in range(0, 16, j)]
-    assert [pool.t_prev for pool in pools] == judged_at(judge) == JUDGED_AT[j]
+    assert ended_at(pools) == judged_at(judge) == JUDGED_AT[j]
 
 
 @pytest.mark.parametrize("j", JUDGED_AT)
@@ -103,7 +111,7 @@ def test_a_look_ahead_that_goes_on_at_its_end_has_the_same_windows_and_trains_th
     judge = BrightnessJudge()
     pools, _ = roll(judge=judge, num_inner_steps=(j,), inner_steps="look-ahead")
     assert windows(pools) == [[t] for t in PARENTS[::j]]
-    assert [pool.t_prev for pool in pools] == judged_at(judge) == JUDGED_AT[j]
+    assert ended_at(pools) == judged_at(judge) == JUDGED_AT[j]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +129,7 @@ def test_a_window_on_a_path_is_cut_where_branching_ends(
     denoise = CountingDenoiser()
     pools, end = roll(denoise=denoise, num_inner_steps=(4,), timestep_range=timestep_range)
     assert windows(pools) == expected
-    assert [pool.t_prev for pool in pools] == ends
+    assert ended_at(pools) == ends
     points = {t - 50 for window in expected for t in window}
     assert denoise.calls == [(t, B * K if t in points else B) for t in range(951, 0, -50)]
     assert end.shape == (B, *LATENT_SHAPE)
@@ -133,7 +141,7 @@ def test_a_window_on_a_path_ends_before_a_last_step_without_noise(j: int, last: 
     sampler = make_sampler(final_alpha=1.0)
     pools, end = roll(denoise=denoise, sampler=sampler, num_inner_steps=(j,))
     assert [t for window in windows(pools) for t in window] == PARENTS[:-1]
-    assert (windows(pools)[-1], pools[-1].t_prev) == (last, 1)
+    assert (windows(pools)[-1], ended_at(pools)[-1]) == (last, 1)
     assert denoise.calls[-1] == (1, B * K)  # and never again: the step from 1 leads to what is predicted there
     torch.testing.assert_close(end, survivors(pools[-1], pools[-1].x_0))
 
@@ -163,7 +171,7 @@ def test_the_bounds_say_from_which_timestep_down_the_next_length_holds(
 ) -> None:
     pools, _ = roll(num_inner_steps=num_inner_steps, inner_step_bounds=bounds, inner_steps=inner_steps)
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
-    assert [pool.t_prev for pool in pools] == [[*PARENTS[1:], 0][end - 1] for end in ends]
+    assert ended_at(pools) == [[*PARENTS[1:], 0][end - 1] for end in ends]
     trained = [PARENTS[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     assert windows(pools) == (trained if inner_steps == "path" else [window[:1] for window in trained])
 
@@ -192,7 +200,7 @@ def test_every_transition_of_every_branch_leads_to_that_branchs_next_parent(j: i
 def test_every_parent_comes_with_its_own_prediction(j: int) -> None:
     for pool in roll(num_inner_steps=(j,))[0]:
         for step in pool.transitions:
-            assert_same(step.prediction, predicted(step.x_t, int(step.t[0])))
+            assert_same(step.prediction, predicted(step.x_t, began_at(step)))
             assert_same(step.cond.tokens, encode(PROMPTS[:B]).tokens)
 
 
@@ -213,7 +221,7 @@ def test_the_judge_sees_what_the_branches_promise_at_the_windows_end_and_all_tra
 ) -> None:
     judge = BrightnessJudge()
     for pool in roll(judge=judge, num_inner_steps=(j,))[0]:
-        assert_same(pool.x_0, clean(landed(pool.transitions[-1]), pool.t_prev))
+        assert_same(pool.x_0, clean(landed(pool.transitions[-1]), ended_at([pool])[0]))
         for step in pool.transitions:
             torch.testing.assert_close(step.scores, 10 * pool.x_0.mean((2, 3, 4)))
     assert [prompt for _, prompt in judge.seen] == ["a", "a", "a", "bb", "bb", "bb"] * len(JUDGED_AT[j])
@@ -254,7 +262,7 @@ def test_a_prompts_windows_do_not_depend_on_its_company(inner_steps: str) -> Non
         assert_same(full.continued_from[2:3], single.continued_from)
         torch.testing.assert_close(full.x_0[2:3], single.x_0, **near)
         for step, own in zip(full.transitions, single.transitions, strict=True):
-            for name in ("t", "noise"):
+            for name in ("step", "noise"):
                 assert_same(getattr(step, name)[2:3], getattr(own, name))
             for name in ("x_t", "prediction"):
                 torch.testing.assert_close(getattr(step, name)[2:3], getattr(own, name), **near)

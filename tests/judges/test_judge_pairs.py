@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.core.batch import Conditioning
-from stepalign.core.sampler import DDIM
 from stepalign.judges.pairs import FrozenBase, JudgeScorer, agreement
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.models.base import BaseModel
@@ -48,15 +47,15 @@ def scored(scorer: JudgeScorer, *, t: Tensor = T, prompts: list[str] = PROMPTS[:
 def test_estimates_are_the_decoded_x_0_of_one_guided_prediction(kind: str) -> None:
     """x_t = sqrt(abar) x_0 + sqrt(1 - abar) z; eps: x̂0 = (x_t - sqrt(1 - abar) p) / sqrt(abar), decoded to twice it;
     v: x̂0 = sqrt(abar) x_t - sqrt(1 - abar) p. The prediction here is a tenth of the prompt's length."""
-    sampler = DDIM(stable_diffusion_schedule(prediction_type=kind))
+    schedule = stable_diffusion_schedule(prediction_type=kind)
 
     def denoise(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return 0.1 * cond.tokens[:, :, :, None].expand_as(x_t).to(x_t.dtype)
 
-    base = FrozenBase(denoise, lambda x_0: 2 * x_0, sampler)
+    base = FrozenBase(denoise, lambda x_0: 2 * x_0, schedule)
     x_0, z = normal(3, 2, *LATENT_SHAPE), normal(3, *LATENT_SHAPE, seed=1)
     found = base.estimates(x_0, lengths(["a", "abc", "abcde"]), T, z)
-    abar = sampler.schedule.alphas_cumprod[T]
+    abar = schedule.alphas_cumprod[T]
     for i, j in product(range(3), range(2)):
         signal, spread, prediction = abar[i].sqrt(), (1 - abar[i]).sqrt(), (0.1, 0.3, 0.5)[i]
         x_t = signal * x_0[i, j] + spread * z[i]
@@ -83,7 +82,7 @@ def test_a_real_base_is_never_run_with_gradients(tiny_sd: BaseModel, tiny_spm_fo
     network.register_forward_hook(lambda *_: with_grad.append(torch.is_grad_enabled()))
     guided = GuidedNetwork(network, negative=tiny_sd.negative(), guidance_scale=5.0)
     scorer = make_scorer(tiny_spm_folder)
-    scorer.base = FrozenBase(guided, tiny_sd.decode, DDIM(tiny_sd.schedule(20)))
+    scorer.base = FrozenBase(guided, tiny_sd.decode, tiny_sd.schedule(20))
     x_0 = normal(2, 2, *tiny_sd.latent_shape, dtype=torch.float32)
     z = normal(2, *tiny_sd.latent_shape, seed=1, dtype=torch.float32)
     prompts = ["a cat", "two boats"]

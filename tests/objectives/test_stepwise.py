@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GRID, LATENT, comparisons, evaluate, normal, rounds_to, toy_predictions
+from conftest import GRID, LATENT, STEPS, comparisons, evaluate, normal, rounds_to, steps_at, toy_predictions
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -35,27 +35,27 @@ def close(left: Tensor, right: Tensor) -> None:
 
 @pytest.mark.parametrize(("t", "expected"), [(751, ".72"), (501, ".626"), (451, ".62"), (101, "1.14"), (51, "5.43")])
 def test_kappa_of_spo_is_that_of_the_table(sampler: DDIM, t: int, expected: str) -> None:
-    assert rounds_to(kappa(SPO, sampler, torch.tensor([t])).item(), expected)
+    assert rounds_to(kappa(SPO, sampler, steps_at(t)).item(), expected)
 
 
 def test_kappa_of_spo_is_the_root_of_twice_a(sampler: DDIM) -> None:
-    close(kappa(SPO, sampler, GRID), (2 * target_weight("spo", sampler, GRID)).sqrt())
+    close(kappa(SPO, sampler, STEPS), (2 * target_weight("spo", sampler, STEPS)).sqrt())
 
 
 @pytest.mark.parametrize(("t", "expected"), [(751, ".97"), (501, ".85"), (1, ".04")])
 def test_kappa_of_gradspo_falls_from_one_to_nothing(sampler: DDIM, t: int, expected: str) -> None:
-    assert rounds_to(kappa(GRADSPO, sampler, torch.tensor([t])).item(), expected)
+    assert rounds_to(kappa(GRADSPO, sampler, steps_at(t)).item(), expected)
 
 
 def test_kappa_of_gradspo_is_proportional_to_gamma(sampler: DDIM) -> None:
-    close(kappa(replace(GRADSPO, gamma=1.5), sampler, GRID), 3 * kappa(GRADSPO, sampler, GRID))
+    close(kappa(replace(GRADSPO, gamma=1.5), sampler, STEPS), 3 * kappa(GRADSPO, sampler, STEPS))
 
 
 @pytest.mark.parametrize(("t", "snr", "min_snr", "p2"), [(501, 0.379, 1.0, 0.725), (51, 19.22, 0.2601, 0.04946)])
 def test_min_snr_and_p2_weights_by_hand(sampler: DDIM, t: int, snr: float, min_snr: float, p2: float) -> None:
     """min(SNR, 5)/SNR: 1 below the cap; 5/19.22 = .2601 above. 1/(1 + SNR): 1/1.379 = .725, 1/20.22 = .04946."""
-    at = torch.tensor([t])
-    abar = sampler.alpha_bar(at).item()
+    at = steps_at(t)
+    abar = sampler.schedule.alpha_bar(torch.tensor([t])).item()
     assert abar / (1 - abar) == pytest.approx(snr, rel=1e-3)
     assert target_weight("min-snr", sampler, at).item() == pytest.approx(min_snr, rel=1e-3)
     assert target_weight("p2", sampler, at).item() == pytest.approx(p2, rel=1e-3)
@@ -64,8 +64,8 @@ def test_min_snr_and_p2_weights_by_hand(sampler: DDIM, t: int, snr: float, min_s
 @pytest.mark.parametrize("weighting", ["min-snr", "p2"])
 def test_kappa_of_a_weighted_gradspo_is_gradspos_times_the_weight(sampler: DDIM, weighting: str) -> None:
     weighted = replace(GRADSPO, weighting=weighting)
-    noise = (1 - sampler.alpha_bar(GRID)).sqrt()
-    close(kappa(weighted, sampler, GRID), target_weight(weighting, sampler, GRID) * noise)
+    noise = (1 - sampler.schedule.alpha_bar(GRID)).sqrt()
+    close(kappa(weighted, sampler, STEPS), target_weight(weighting, sampler, STEPS) * noise)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -84,9 +84,9 @@ def test_the_hand_worked_loss_is_softplus_of_one_and_a_half(sampler: DDIM) -> No
 
     softplus(10 · .5 · .2 · 1.5) = softplus(1.5) = 1.701.
     """
-    t = torch.tensor([501])
-    gamma = 0.25 / (1 - sampler.alpha_bar(t)).sqrt().item()
-    batch = comparisons(t, noise=torch.tensor([1.0, -0.5]).double().view(1, 2, 1, 1, 1))
+    step = steps_at(501)
+    gamma = 0.25 / sampler.scales(step)[1].item()
+    batch = comparisons(step, noise=torch.tensor([1.0, -0.5]).double().view(1, 2, 1, 1, 1))
     reference = torch.full((1, 1, 1, 1), 0.3).double()
     objective = Stepwise(weighting="gradspo", gamma=gamma, trust_region=None)
     losses, metrics = evaluate(objective, sampler, batch, policy=reference + 0.2, reference=reference)
@@ -96,10 +96,10 @@ def test_the_hand_worked_loss_is_softplus_of_one_and_a_half(sampler: DDIM) -> No
 
 def closed_form(weighting: str, sampler: DDIM, t: Tensor, gamma: float) -> Tensor:
     """kappa_t from the schedule alone, by method.md sections 1 and 3, at eta = 1."""
-    abar = sampler.alpha_bar(t)
+    abar = sampler.schedule.alpha_bar(t)
     snr = abar / (1 - abar)
     if weighting == "spo":
-        abar_p = sampler.alpha_bar((t - 50).clamp_min(0))
+        abar_p = sampler.schedule.alpha_bar((t - 50).clamp_min(0))
         return (((1 - abar) / abar) / ((1 - abar_p) / abar_p) - 1).sqrt()
     a = {"gradspo": torch.ones_like(snr), "min-snr": 5 / snr.clamp_min(5), "p2": 1 - abar}[weighting]
     return 2 * gamma * a * (1 - abar).sqrt()
@@ -129,9 +129,9 @@ def log_ratios(objective: Stepwise, sampler: DDIM, batch: StepComparisons, roles
     if objective.noise == "max-min":
         half = (z[:, 0] - z[:, 1]) / 2
         z = torch.stack([half, -half], 1)
-    target = base[:, None] - guidance_step(objective, sampler, batch.t)[:, None, None, None, None] * z
+    target = base[:, None] - guidance_step(objective, sampler, batch.step)[:, None, None, None, None] * z
     distance = (roles["policy"][:, None] - target) ** 2 - (roles["reference"][:, None] - target) ** 2
-    return -target_weight(objective.weighting, sampler, batch.t)[:, None] * entry_mean(distance)
+    return -target_weight(objective.weighting, sampler, batch.step)[:, None] * entry_mean(distance)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
@@ -162,10 +162,10 @@ def test_without_a_clip_max_min_equals_separate_noise(sampler: DDIM, weighting: 
 def transition_log_ratios(sampler: DDIM, batch: StepComparisons, roles: dict[str, Tensor]) -> Tensor:
     """ln p_theta(x_prev) - ln p_ref(x_prev) per latent entry, x_prev as sampled, by torch.distributions."""
     x_t = batch.x_t[:, 0]
-    x_prev = sampler.transition(batch.prediction[:, 0], x_t, batch.t).sample(batch.noise)
+    x_prev = sampler.transition(batch.prediction[:, 0], x_t, batch.step).sample(batch.noise)
 
     def density(role: str) -> Tensor:
-        step = sampler.transition(roles[role], x_t, batch.t)
+        step = sampler.transition(roles[role], x_t, batch.step)
         return entry_mean(Normal(step.mean[:, None], step.std[:, None, None, None, None]).log_prob(x_prev))
 
     return density("policy") - density("reference")
@@ -215,10 +215,10 @@ def test_the_clamp_by_hand(sampler: DDIM) -> None:
     q = .1² - .1² = 0;  ln r⁺ = -0 - 2 · .2 · .05 = -.02;  ln r⁻ = -0 - 2 · .2 · (-.4) = .16 > ln 1.1 = .0953;
     margin = 10 (-.02 - .0953) = -1.153.
     """
-    t = torch.tensor([501])
-    gamma = 0.5 / (1 - sampler.alpha_bar(t)).sqrt().item()
+    step = steps_at(501)
+    gamma = 0.5 / sampler.scales(step)[1].item()
     one = torch.ones(1, 1, 1, 1).double()
-    batch = comparisons(t, noise=torch.tensor([0.1, -0.8]).double().view(1, 2, 1, 1, 1))
+    batch = comparisons(step, noise=torch.tensor([0.1, -0.8]).double().view(1, 2, 1, 1, 1))
     objective = replace(GRADSPO, gamma=gamma, noise="separate")
     losses, metrics = evaluate(objective, sampler, batch, policy=0.2 * one, reference=0 * one, ema=0.1 * one)
     assert metrics["margin"].item() == pytest.approx(-1.153, abs=5e-4)

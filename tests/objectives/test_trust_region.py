@@ -11,11 +11,13 @@ import torch
 from conftest import (
     GRID,
     LATENT,
+    STEPS,
     ToyPolicy,
     comparisons,
     evaluate,
     normal,
     stable_diffusion_schedule,
+    steps_at,
     toy_predictions,
 )
 from torch import Tensor
@@ -40,16 +42,16 @@ def objective(request: pytest.FixtureRequest) -> Stepwise:
     return request.param
 
 
-def at_distance(rms: Tensor, t: Tensor = GRID) -> tuple[StepComparisons, dict[str, Tensor]]:
+def at_distance(rms: Tensor) -> tuple[StepComparisons, dict[str, Tensor]]:
     """Comparisons with eps_theta - eps_ref = rms everywhere, a base that tracks eps_theta and noises of mean zero.
 
     Then mean[delta ⊙ z] = 0 and q = -rms², so that both log ratios are a_t rms².
     """
     signs = torch.tensor([1.0, -1.0]).double().repeat(8).view(1, 1, 1, 4, 4)
-    noise = torch.cat([signs, -signs], 1).expand(len(t), -1, -1, -1, -1)
-    policy = normal(len(t), 1, 4, 4, seed=4)
+    noise = torch.cat([signs, -signs], 1).expand(len(rms), -1, -1, -1, -1)
+    policy = normal(len(rms), 1, 4, 4, seed=4)
     roles = {"policy": policy.clone().requires_grad_(), "reference": policy - rms.view(-1, 1, 1, 1), "ema": policy}
-    return comparisons(t, noise=noise, prediction=policy), roles
+    return comparisons(noise=noise, prediction=policy), roles
 
 
 def gradient_at(objective: Stepwise, sampler: DDIM, rms: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,7 @@ def gradient_at(objective: Stepwise, sampler: DDIM, rms: Tensor) -> tuple[Tensor
 def test_the_clamp_lets_go_where_rms_delta_passes_its_radius(sampler: DDIM, weighting: str, noise: str) -> None:
     """a_t rms² = ln 1.1 at rms = sqrt(ln 1.1 / a_t): no gradient at all 1 % beyond it, some 1 % within."""
     objective = Stepwise(weighting=weighting, trust_region="clamp", noise=noise)
-    radius = (math.log(1.1) / target_weight(weighting, sampler, GRID)).sqrt()
+    radius = (math.log(1.1) / target_weight(weighting, sampler, STEPS)).sqrt()
     beyond, outside = gradient_at(objective, sampler, 1.01 * radius)
     within, inside = gradient_at(objective, sampler, 0.99 * radius)
     assert (beyond == 0).all()
@@ -95,7 +97,7 @@ def test_the_clamps_radius_for_spo_is_080_at_51_and_no_less_than_38_elsewhere_bu
 def test_a_ratio_inside_still_pulls_when_the_other_is_clamped(sampler: DDIM) -> None:
     """q = 0, ln r⁺ = -2 · .2 · g z⁺ far below ln .9, ln r⁻ = 0: the gradient is that of the losing side alone."""
     one = torch.ones(1, 1, 1, 1).double()
-    batch = comparisons(torch.tensor([501]), noise=torch.cat([3 * one, 0 * one]).view(1, 2, 1, 1, 1))
+    batch = comparisons(steps_at(501), noise=torch.cat([3 * one, 0 * one]).view(1, 2, 1, 1, 1))
     policy = (0.2 * one).requires_grad_()
     losses, metrics = evaluate(
         replace(GRADSPO, noise="separate"), sampler, batch, policy=policy, reference=0 * one, ema=0.1 * one
@@ -206,9 +208,9 @@ def test_a_loss_does_not_depend_on_the_comparisons_beside_it(sampler: DDIM, obje
 
 def of_kind(prediction_type: str, eps: Tensor, batch: StepComparisons, sampler: DDIM) -> Tensor:
     """A noise prediction as the clean sample or the velocity that says the same."""
-    abar = sampler.alpha_bar(batch.t)[:, None, None, None]
-    x_0 = (batch.x_t[:, 0] - (1 - abar).sqrt() * eps) / abar.sqrt()
-    return {"sample": x_0, "v_prediction": abar.sqrt() * eps - (1 - abar).sqrt() * x_0}[prediction_type]
+    alpha, sigma = (scale[:, None, None, None] for scale in sampler.scales(batch.step))
+    x_0 = (batch.x_t[:, 0] - sigma * eps) / alpha
+    return {"sample": x_0, "v_prediction": alpha * eps - sigma * x_0}[prediction_type]
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])

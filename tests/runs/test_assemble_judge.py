@@ -274,5 +274,5 @@ def test_a_clip_with_something_missing_is_refused(assembled: Assemble, tmp_path:
 
 def test_a_base_model_is_shown_what_its_schedule_says(plain: JudgeParts) -> None:
     """The trainer asks for any timestep below 1000."""
-    assert len(plain.scorer.base.sampler.schedule.alphas_cumprod) == 1000
-    assert torch.equal(plain.scorer.base.sampler.schedule.alphas_cumprod, plain.model.schedule(20).alphas_cumprod)
+    assert len(plain.scorer.base.schedule.alphas_cumprod) == 1000
+    assert torch.equal(plain.scorer.base.schedule.alphas_cumprod, plain.model.schedule(20).alphas_cumprod)

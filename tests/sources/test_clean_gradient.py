@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 from worlds import LATENT_SHAPE, BrightnessJudge, ShiftPolicy, encode, make_sampler, make_trainer
 
 from stepalign.core.protocols import DifferentiableJudge
-from stepalign.core.sampling import sample
+from stepalign.core.sampling import sample, times_at
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.judges.image import ImageJudge
 from stepalign.judges.spm import StepAwarePreferenceModel
@@ -69,16 +69,18 @@ def test_every_step_that_branches_gives_one_comparison_on_the_plain_trajectory()
     """The trajectory is what `sample` walks from the same noise; its points and predictions are the comparisons'."""
     policy, judge, sampler = ShiftPolicy(), SlopeJudge(), make_sampler()
     comparisons = rolled(judge, policy)
-    assert [int(comparison.t[0]) for comparison in comparisons] == list(range(751, 0, -50))
+    assert [int(comparison.step[0]) for comparison in comparisons] == list(range(4, 20))
     assert judge.seen == [(t, prompt) for t in range(751, 0, -50) for prompt in PROMPTS]
     assert policy.calls == {"policy": 20 * 3}
     last = comparisons[-1]
-    transition = sampler.transition(last.prediction[:, 0], last.x_t[:, 0], last.t)
+    transition = sampler.transition(last.prediction[:, 0], last.x_t[:, 0], last.step)
     expected = sample(
         policy.denoiser("policy"), sampler, cond=encode(PROMPTS), latent_shape=LATENT_SHAPE, noise=noise()
     )
     assert ((transition.mean - expected).square().mean().sqrt() / transition.std[0]).item() == pytest.approx(1, abs=0.5)
-    assert torch.equal(last.prediction[:, 0], policy.predict(last.x_t[:, 0], last.t, last.cond, role="policy"))
+    assert torch.equal(
+        last.prediction[:, 0], policy.predict(last.x_t[:, 0], times_at(sampler, last.step), last.cond, role="policy")
+    )
 
 
 def test_a_judge_without_a_slope_gives_nothing_to_train_on() -> None:

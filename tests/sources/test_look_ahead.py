@@ -9,10 +9,13 @@ import torch
 from branches import (
     JUDGED_AT,
     PARENTS,
+    TIMES,
     B,
     CountingDenoiser,
     K,
+    began_at,
     clean,
+    ended_at,
     judged_at,
     landed,
     noise_of,
@@ -36,9 +39,11 @@ def looked_ahead(pool: Pool, *, final_alpha: float | None = None) -> Tensor:
     """The branches where the ODE, DDIM with eta = 0, has brought them from their first step."""
     sampler, ode = (make_sampler(final_alpha=final_alpha, eta=eta) for eta in (1.0, 0.0))
     x_t = landed(pool.candidates, sampler)
-    for t in range(int(pool.candidates.t[0]) - 50, pool.t_prev, -50):
-        flat_t = torch.full((B * K,), t)
-        x_t = ode.transition(predicted(x_t, t).flatten(0, 1), x_t.flatten(0, 1), flat_t).mean.unflatten(0, (B, K))
+    for step in range(int(pool.candidates.step[0]) + 1, pool.judged_at):
+        flat = torch.full((B * K,), step)
+        x_t = ode.transition(predicted(x_t, TIMES[step]).flatten(0, 1), x_t.flatten(0, 1), flat).mean.unflatten(
+            0, (B, K)
+        )
     return x_t
 
 
@@ -57,9 +62,9 @@ def test_a_deterministic_step_is_that_of_diffusers_with_eta_0(prediction_type: s
     scheduler.final_alpha_cumprod = torch.ones(()).double() if set_alpha_to_one else scheduler.alphas_cumprod[0]
     scheduler.set_timesteps(20)
     prediction, x_t = normal(20, 3, 4, 4), normal(20, 3, 4, 4, seed=1)
-    steps = zip(prediction, sampler.timesteps, x_t, strict=True)
+    steps = zip(prediction, sampler.times[:-1], x_t, strict=True)
     expected = torch.stack([scheduler.step(guess, t, x, eta=0.0).prev_sample for guess, t, x in steps])
-    taken = sampler.with_eta(0.0).transition(prediction, x_t, torch.tensor(sampler.timesteps)).mean
+    taken = sampler.with_eta(0.0).transition(prediction, x_t, torch.arange(20)).mean
     torch.testing.assert_close(taken, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -71,11 +76,11 @@ def test_the_judge_sees_where_the_ode_leads_each_candidate_and_its_scores_are_th
     pools, _ = roll(num_inner_steps=(j,), inner_steps="look-ahead", resume_at=resume_at)
     for pool in pools:
         (step,) = pool.transitions
-        t = int(step.t[0])
+        t = began_at(step)
         assert step.x_t.shape[1] == 1
-        assert pool.t_prev == max(t - 50 * j, 0)
+        assert ended_at([pool]) == [max(t - 50 * j, 0)]
         assert_same(step.prediction, predicted(step.x_t, t))
-        close(pool.x_0, clean(looked_ahead(pool), pool.t_prev))
+        close(pool.x_0, clean(looked_ahead(pool), ended_at([pool])[0]))
         close(step.scores, 10 * pool.x_0.mean((2, 3, 4)))
 
 
@@ -98,7 +103,7 @@ def test_from_the_windows_end_it_goes_on_where_the_ode_led_the_followed_candidat
     denoise = CountingDenoiser()
     pools, end = roll(denoise=denoise, num_inner_steps=(j,), inner_steps="look-ahead")
     for pool, following in pairwise(pools):
-        assert int(following.candidates.t[0]) == pool.t_prev
+        assert int(following.candidates.step[0]) == pool.judged_at
         close(following.candidates.x_t[:, 0], survivors(pool, looked_ahead(pool)))
     close(end, survivors(pools[-1], looked_ahead(pools[-1])))
     assert denoise.calls == [(t, B) for t in range(951, 750, -50)] + [(t, B * K) for t in range(701, 0, -50)]
@@ -114,9 +119,8 @@ def test_from_the_next_step_it_goes_on_with_the_followed_candidate_whose_predict
     assert windows(pools) == [[t] for t in PARENTS]
     for pool, following in pairwise(pools):
         assert_same(following.candidates.x_t[:, 0], survivors(pool, landed(pool.candidates)))
-        assert_same(
-            following.candidates.prediction, predicted(following.candidates.x_t, int(following.candidates.t[0]))
-        )
+        resumed = following.candidates
+        assert_same(resumed.prediction, predicted(resumed.x_t, began_at(resumed)))
     assert_same(end, survivors(pools[-1], landed(pools[-1].candidates)))
     ahead = [(at, B * K) for t in PARENTS for at in range(t - 50, max(t - 50 * j - 1, 0), -50)]
     assert denoise.calls == [(t, B) for t in range(951, 750, -50)] + ahead
@@ -159,7 +163,7 @@ def test_a_look_ahead_to_the_end_shows_a_scorer_of_clean_images_finished_samples
     assert windows(pools) == [[t] for t in (parents if resume_at == "next-step" else parents[:1])]
     for pool in pools:
         finished = looked_ahead(pool, final_alpha=final_alpha)
-        assert pool.t_prev == 0
+        assert ended_at([pool]) == [0]
         close(pool.x_0, finished)
         images = decode(finished.flatten(0, 1)) / 2 + 0.5
         close(pool.candidates.scores.flatten(), images.clamp(0, 1).mean((1, 2, 3)))
@@ -179,9 +183,9 @@ def test_the_length_can_fall_with_the_noise(resume_at: str) -> None:
     branching = {"inner_steps": "look-ahead", "resume_at": resume_at}
     pools, _ = roll(num_inner_steps=(4, 1), inner_step_bounds=(400,), **branching)
     if resume_at == "window-end":
-        assert [pool.t_prev for pool in pools] == [551, 351, *range(301, 0, -50), 0]
+        assert ended_at(pools) == [551, 351, *range(301, 0, -50), 0]
     else:
-        assert [pool.t_prev for pool in pools] == [*range(551, 200, -50), *range(301, 0, -50), 0]
+        assert ended_at(pools) == [*range(551, 200, -50), *range(301, 0, -50), 0]
 
 
 # Refusals

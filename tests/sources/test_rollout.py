@@ -19,7 +19,6 @@ from stepalign.sources.rollout import Pool, rollout
 from stepalign.sources.settings import Branching
 
 ALL_TIMESTEPS = list(range(951, 0, -50))
-PARENTS = list(range(751, 0, -50))
 
 
 class FakeDenoiser:
@@ -93,7 +92,7 @@ def at(pool: Pool, values: Tensor, which: Tensor) -> Tensor:
 def candidates_of(pool: Pool, sampler: DDIM) -> Tensor:
     """x_prev of every candidate, from the pool's parents, predictions and noise."""
     parents = pool.candidates
-    return sampler.transition(parents.prediction[:, 0], parents.x_t[:, 0], parents.t).sample(parents.noise)
+    return sampler.transition(parents.prediction[:, 0], parents.x_t[:, 0], parents.step).sample(parents.noise)
 
 
 # Work
@@ -122,8 +121,8 @@ def test_the_judge_is_told_the_prompt_of_every_candidate() -> None:
 
 def test_pools_are_drawn_at_751_and_below() -> None:
     pools, _ = roll()
-    assert [pool.candidates.t.tolist() for pool in pools] == [[t, t] for t in PARENTS]
-    assert [pool.t_prev for pool in pools] == [*PARENTS[1:], 0]
+    assert [pool.candidates.step.tolist() for pool in pools] == [[step, step] for step in range(4, 20)]
+    assert [pool.judged_at for pool in pools] == list(range(5, 21))
 
 
 def test_guidance_doubles_the_samples_through_the_network(tiny_sd: BaseModel) -> None:
@@ -148,7 +147,7 @@ def test_the_survivors_prediction_is_reused() -> None:
     denoise = FakeDenoiser()
     pools, _ = roll(denoise=denoise)
     for pool, following in pairwise(pools):
-        predicted = denoise.predictions[pool.t_prev].unflatten(0, (2, 3))
+        predicted = denoise.predictions[ALL_TIMESTEPS[pool.judged_at]].unflatten(0, (2, 3))
         assert torch.equal(following.candidates.prediction[:, 0], at(pool, predicted, pool.continued_from))
 
 
@@ -165,8 +164,8 @@ def test_candidates_are_the_steps_mean_plus_sigma_times_their_noise() -> None:
     judged = []
     pools, _ = roll(judge=FakeJudge(lambda x_0: judged.append(x_0) or x_0.mean((1, 2, 3))))
     last = pools[-1].candidates
-    transition = sampler.transition(last.prediction[:, 0], last.x_t[:, 0], last.t)
-    sigma = sampler.std(last.t)[0].item()
+    transition = sampler.transition(last.prediction[:, 0], last.x_t[:, 0], last.step)
+    sigma = sampler.std(last.step)[0].item()
     expected = transition.mean[:, None] + sigma * last.noise
     assert torch.allclose(judged[-1].unflatten(0, (2, 3)), expected, atol=1e-6)
     assert torch.equal(pools[-1].x_0, judged[-1].unflatten(0, (2, 3)))
@@ -177,7 +176,7 @@ def test_before_the_end_the_judge_sees_the_clean_sample_predicted_at_the_candida
     pools, _ = roll(denoise=denoise)
     pool = pools[0]
     flat = candidates_of(pool, sampler).flatten(0, 1)
-    expected = sampler.predict_x0(denoise.predictions[701], flat, torch.full((6,), 701))
+    expected = sampler.predict_x0(denoise.predictions[701], flat, torch.full((6,), 5))
     assert torch.equal(pool.x_0.flatten(0, 1), expected)
 
 
@@ -219,14 +218,14 @@ def test_branching_can_be_limited_to_a_range(
 ) -> None:
     denoise = FakeDenoiser()
     pools, _ = roll(1, 3, denoise=denoise, timestep_range=timestep_range)
-    assert [int(pool.candidates.t) for pool in pools] == parents
+    assert [ALL_TIMESTEPS[int(pool.candidates.step)] for pool in pools] == parents
     assert denoise.num_samples == num_samples
 
 
 def test_a_last_step_without_noise_is_not_branched() -> None:
     denoise, judge = FakeDenoiser(), FakeJudge()
     pools, end = roll(1, 3, denoise=denoise, judge=judge, sampler=make_sampler(final_alpha=1.0))
-    assert [int(pool.candidates.t) for pool in pools] == PARENTS[:-1]
+    assert [int(pool.candidates.step) for pool in pools] == list(range(4, 19))
     assert judge.calls[-1] == (1, 3)
     assert denoise.num_samples == 5 + 15 * 3
     x_0 = at(pools[-1], pools[-1].x_0, pools[-1].continued_from)

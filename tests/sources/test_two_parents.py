@@ -8,7 +8,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import GRID, LATENT, ToyPolicy, evaluate, normal, random_conditioning, stable_diffusion_schedule
+from conftest import (
+    GRID,
+    LATENT,
+    STEPS,
+    ToyPolicy,
+    evaluate,
+    normal,
+    random_conditioning,
+    stable_diffusion_schedule,
+    steps_at,
+)
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
@@ -29,11 +39,11 @@ def objective(request: pytest.FixtureRequest) -> Stepwise:
     return request.param
 
 
-def pairs_of_two(t: Tensor = GRID) -> StepComparisons:
-    """One comparison per timestep in float64, whose entries left parents of their own."""
-    b = len(t)
+def pairs_of_two(step: Tensor = STEPS) -> StepComparisons:
+    """One comparison per step in float64, whose entries left parents of their own."""
+    b = len(step)
     x_t, prediction, noise = (normal(b, 2, *LATENT, seed=seed) for seed in (2, 3, 1))
-    return StepComparisons(random_conditioning(b), t, x_t, prediction, noise)
+    return StepComparisons(random_conditioning(b), step, x_t, prediction, noise)
 
 
 def near(batch: StepComparisons, *, distance: float = 0.1) -> dict[str, Tensor]:
@@ -65,7 +75,7 @@ def close(left: Tensor, right: Tensor) -> None:
 
 def targets(objective: Stepwise, sampler: DDIM, batch: StepComparisons, base: Tensor) -> Tensor:
     """T = base - g sqrt(1 - abar) z, each entry with its own noise."""
-    return base - guidance_step(objective, sampler, batch.t)[:, None, None, None, None] * batch.noise
+    return base - guidance_step(objective, sampler, batch.step)[:, None, None, None, None] * batch.noise
 
 
 def log_ratios(
@@ -74,7 +84,7 @@ def log_ratios(
     """-a mean[(eps_theta - T)² - (eps_ref - T)²], as published."""
     target = targets(objective, sampler, batch, base)
     distance = (roles["policy"] - target) ** 2 - (roles["reference"] - target) ** 2
-    return -target_weight(objective.weighting, sampler, batch.t)[:, None] * entry_mean(distance)
+    return -target_weight(objective.weighting, sampler, batch.step)[:, None] * entry_mean(distance)
 
 
 def base_of(objective: Stepwise, batch: StepComparisons, roles: dict[str, Tensor]) -> Tensor:
@@ -96,10 +106,10 @@ def test_the_hand_worked_margin_is_a_fifth(sampler: DDIM) -> None:
     eps_theta = .2, -.1;  eps_ref = 0, .1;  base = .1, .3;  z = 1, -.5, so that T = .1 - .5 = -.4 and .3 + .25 = .55;
     r⁺ = -(.6² - .4²) = -.2;  r⁻ = -(.65² - .45²) = -.22;  margin = 10 (-.2 + .22) = .2;  loss = ln(1 + e^-.2) = .5981.
     """
-    t = torch.tensor([501])
-    gamma = 0.5 / (1 - sampler.alpha_bar(t)).sqrt().item()
+    step = steps_at(501)
+    gamma = 0.5 / sampler.scales(step)[1].item()
     batch = replace(
-        pairs_of_two(t), x_t=one_entry([0, 0]), prediction=one_entry([0.1, 0.3]), noise=one_entry([1, -0.5])
+        pairs_of_two(step), x_t=one_entry([0, 0]), prediction=one_entry([0.1, 0.3]), noise=one_entry([1, -0.5])
     )
     roles = {"policy": one_entry([0.2, -0.1]), "reference": one_entry([0.0, 0.1])}
     losses, metrics = judge_two(Stepwise(gamma=gamma, trust_region=None), sampler, batch, roles)
@@ -137,8 +147,8 @@ def test_spos_ratios_are_those_of_each_branchs_own_transition_density(prediction
 
     def density(role: str, entry: int) -> Tensor:
         x_t = batch.x_t[:, entry]
-        x_prev = sampler.transition(batch.prediction[:, entry], x_t, batch.t).sample(batch.noise[:, [entry]])
-        return sampler.transition(roles[role][:, entry], x_t, batch.t).mean_log_prob(x_prev)[:, 0]
+        x_prev = sampler.transition(batch.prediction[:, entry], x_t, batch.step).sample(batch.noise[:, [entry]])
+        return sampler.transition(roles[role][:, entry], x_t, batch.step).mean_log_prob(x_prev)[:, 0]
 
     won, lost = (density("policy", entry) - density("reference", entry) for entry in (0, 1))
     if region == "clamp":
@@ -197,7 +207,7 @@ def test_each_parent_is_asked_about_once_per_role_at_its_timestep_and_for_its_pr
     for x_t, t, cond in policy.points.values():
         for entry in (0, 1):
             assert torch.equal(x_t[entry::2], batch.x_t[:, entry])
-            assert torch.equal(t[entry::2], batch.t)
+            assert torch.equal(t[entry::2], GRID)
             assert torch.equal(cond.tokens[entry::2], batch.cond.tokens)
 
 
@@ -228,7 +238,9 @@ def test_the_winners_prediction_is_pulled_to_its_target_and_the_losers_pushed_fr
     objective, roles = replace(objective, clip=0.999, radius=1e3), near(batch, distance=0.02)
     losses, metrics = judge_two(objective, sampler, batch, roles)
     target = targets(objective, sampler, batch, base_of(objective, batch, roles))
-    weight = 2 * objective.beta * (-metrics["margin"]).sigmoid() * target_weight(objective.weighting, sampler, batch.t)
+    weight = (
+        2 * objective.beta * (-metrics["margin"]).sigmoid() * target_weight(objective.weighting, sampler, batch.step)
+    )
     away = weight[:, None, None, None, None] * (roles["policy"] - target).detach() / math.prod(LATENT)
     close(pull(losses, roles), torch.stack([away[:, 0], -away[:, 1]], 1))
 
@@ -262,10 +274,9 @@ def test_the_clamp_stops_each_parent_by_itself(
     sampler: DDIM, weighting: str, rms: list[float], stopped: list[int]
 ) -> None:
     """In units of the radius sqrt(ln 1.1 / a_t), at t = 501."""
-    t = torch.tensor([501])
-    radius = (math.log(1.1) / target_weight(weighting, sampler, t)).sqrt().item()
+    (at,) = steps_at(501)
+    radius = (math.log(1.1) / target_weight(weighting, sampler, steps_at(501))).sqrt().item()
     batch, roles = outside_by_entry([value * radius for value in rms])
-    at = GRID.tolist().index(501)
     losses, metrics = judge_two(Stepwise(weighting=weighting, trust_region="clamp"), sampler, batch, roles)
     assert (pull(losses, roles)[at].abs().amax((1, 2, 3)) == 0).int().tolist() == stopped
     assert metrics["outside"][at] == float(all(stopped))

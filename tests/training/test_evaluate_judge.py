@@ -48,7 +48,7 @@ def test_every_pair_is_seen_at_every_timestep_under_a_noise_of_its_own(
     seen: dict[tuple[int, int], Tensor] = {}
     for shown, rows in zip(base.shown, [range(4)] * 3 + [range(4, 7)] * 3, strict=True):
         t = int(shown.t[0])
-        abar = make_sampler().alpha_bar(torch.tensor([t])).item()
+        abar = make_sampler().schedule.alpha_bar(torch.tensor([t])).item()
         x_0 = pairs.take(list(rows)).latents
         noise = (shown.x_t.unflatten(0, (-1, 2)) - math.sqrt(abar) * x_0) / math.sqrt(1 - abar)
         torch.testing.assert_close(noise[:, 0], noise[:, 1], rtol=0, atol=1e-4)

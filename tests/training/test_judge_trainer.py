@@ -82,7 +82,7 @@ def plain_loss(scorer: JudgeScorer, pairs: PreparedPairs, positions: range, *, s
     batch = pairs.take([order[position] for position in positions])
     draws = PromptNoise([generator_for(seed, Purpose.JUDGE_TRAINING, position) for position in positions])
     t, noise = draws.choice(1000), draws.normal(*LATENT_SHAPE)
-    abar = make_sampler().alpha_bar(t)[:, None, None, None, None]
+    abar = make_sampler().schedule.alpha_bar(t)[:, None, None, None, None]
     x_0 = (batch.latents + ((1 - abar) / abar).sqrt() * noise[:, None]).flatten(0, 1).float()
     model = scorer.model
     images = model.image_features(preprocess_decoded(x_0, 32), t.repeat_interleave(2))

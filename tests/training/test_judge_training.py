@@ -46,7 +46,7 @@ def shown_to(base: Base) -> tuple[list[int], Tensor]:
 
 def noise_of(x_t: Tensor, t: list[int], latents: Tensor) -> Tensor:
     """(x_t - sqrt(abar) x_0) / sqrt(1 - abar)."""
-    abar = make_sampler().alpha_bar(torch.tensor(t))[:, None, None, None, None]
+    abar = make_sampler().schedule.alpha_bar(torch.tensor(t))[:, None, None, None, None]
     return (x_t - abar.sqrt() * latents) / (1 - abar).sqrt()
 
 

@@ -52,7 +52,8 @@ def round_of(**given: object) -> tuple[Trainer, dict[str, object], list[StepComp
 
 def num_by(batches: list[StepComparisons], *, parents: int) -> Counter[int]:
     """How many comparisons of so many parents there are at every timestep."""
-    return Counter(t for batch in batches if batch.x_t.shape[1] == parents for t in batch.t.tolist())
+    times = make_sampler().times
+    return Counter(times[step] for batch in batches if batch.x_t.shape[1] == parents for step in batch.step.tolist())
 
 
 def brightness(trainer: Trainer, role: Role) -> float:
@@ -80,11 +81,12 @@ def test_every_transition_of_a_path_is_compared_once_and_no_batch_mixes_one_pare
 def test_winner_and_loser_of_a_window_keep_their_places_from_its_first_step_to_its_last() -> None:
     """Each parent of a later transition is where the same entry's transition before it led."""
     trainer, _, batches = round_of(prompts_per_round=1)
-    by_timestep = {int(batch.t[row]): batch[[row]] for batch in batches for row in range(len(batch))}
+    times = trainer.sampler.times
+    by_timestep = {times[int(batch.step[row])]: batch[[row]] for batch in batches for row in range(len(batch))}
     for before, after in ((by_timestep[t], by_timestep[p]) for window in WINDOWS for t, p in pairwise(window)):
         for entry in (0, 1):
             parent = entry % before.x_t.shape[1]
-            step = trainer.sampler.transition(before.prediction[:, parent], before.x_t[:, parent], before.t)
+            step = trainer.sampler.transition(before.prediction[:, parent], before.x_t[:, parent], before.step)
             assert torch.equal(after.x_t[:, entry], step.sample(before.noise[:, [entry]])[:, 0])
 
 
@@ -190,7 +192,7 @@ class OfKind:
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning, *, role: Role) -> Tensor:
         eps = self.shift.predict(x_t, t, cond, role=role)
-        abar = make_sampler().alpha_bar(t)[:, None, None, None]
+        abar = make_sampler().schedule.alpha_bar(t)[:, None, None, None]
         x_0 = (x_t - (1 - abar).sqrt() * eps) / abar.sqrt()
         return (x_0 if self.kind == "sample" else abar.sqrt() * eps - (1 - abar).sqrt() * x_0).float()
 

@@ -36,7 +36,7 @@ def experience(num: int) -> Experience[StepComparisons]:
     noise = normal(num, 2, *LATENT_SHAPE, dtype=torch.float32) * torch.linspace(1, 100, num)[:, None, None, None, None]
     noise[..., 0, 0] *= SMALL_ENTRY
     x_t = torch.zeros(num, 1, *LATENT_SHAPE)
-    batch = StepComparisons(encode(["a"] * num), torch.full((num,), 501), x_t, x_t, noise)
+    batch = StepComparisons(encode(["a"] * num), torch.full((num,), 9), x_t, x_t, noise)
     return Experience(batch, 2 * torch.arange(num), torch.zeros(num, dtype=torch.long))
 
 
@@ -184,7 +184,7 @@ def test_a_run_whose_updates_are_never_finite_again_stops_and_says_where_it_bega
     assert trainer.num_updates == 5
     batch = caught.value.batch
     assert (batch["round"], batch["update"]) == (1, 8)
-    assert len(batch["ids"]) == len(batch["batches"][0]["t"]) in (6, 7)
+    assert len(batch["ids"]) == len(batch["batches"][0]["step"]) in (6, 7)
     assert_same(batch["adapter"], {"shift": trainer.policy.adapter["shift"].detach()})
 
 

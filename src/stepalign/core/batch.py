@@ -71,8 +71,8 @@ class StepCandidates(Batch):
     """k ways to take one denoising step, judged."""
 
     cond: Conditioning
-    t: Int[Tensor, " b"]
-    """The parents' timestep."""
+    step: Int[Tensor, " b"]
+    """The sampler's step that was taken from the parents."""
     x_t: Float[Tensor, "b p c h w"]
     """Parents; p = 1: all candidates leave from one sample, p = k: each from its own."""
     prediction: Float[Tensor, "b p c h w"]
@@ -88,7 +88,7 @@ class StepComparisons(Batch):
     """The judge prefers the candidate that took entry 0 of the noise to the one that took entry 1."""
 
     cond: Conditioning
-    t: Int[Tensor, " b"]
+    step: Int[Tensor, " b"]
     x_t: Float[Tensor, "b p c h w"]
     """p = 1: both entries leave from one parent; p = 2: each from its own."""
     prediction: Float[Tensor, "b p c h w"]
@@ -124,12 +124,12 @@ def pair(
         if x_t.shape[1] != 1:
             raise ValueError("pairing 'all-k' needs candidates that leave from one parent")
         half = 0.5 * torch.einsum("bk,bkchw->bchw", vote_weights(scores).to(noise.dtype), noise)
-        return StepComparisons(candidates.cond, candidates.t, x_t, prediction, torch.stack([half, -half], 1)), kept
+        return StepComparisons(candidates.cond, candidates.step, x_t, prediction, torch.stack([half, -half], 1)), kept
     order = torch.stack([scores.argmax(1), scores.argmin(1)], 1)
     rows = torch.arange(len(order), device=order.device)[:, None]
     if x_t.shape[1] != 1:
         x_t, prediction = x_t[rows, order], prediction[rows, order]
-    return StepComparisons(candidates.cond, candidates.t, x_t, prediction, noise[rows, order]), kept
+    return StepComparisons(candidates.cond, candidates.step, x_t, prediction, noise[rows, order]), kept
 
 
 def vote_weights(scores: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:

@@ -38,5 +38,5 @@ class Collected(Generic[B_co]):
     """One entry per shape of row; rows that do not train are left out."""
     num_offered: int
     """Rows before any were left out."""
-    metrics: dict[str, list[float] | int | None]
+    metrics: dict[str, list[float] | int | float | None]
     """Of a list, the round reports the mean over all processes; of a number, the largest."""

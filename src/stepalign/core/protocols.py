@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class Grouped:
     """A metric that is reported as a mean per group of rows."""
 
     values: Float[Tensor, " b"]
-    by: Int[Tensor, " b"]
+    by: Real[Tensor, " b"]
     """The group of each row, such as its timestep."""
 
 
@@ -38,7 +38,7 @@ class Denoiser(Protocol):
     """A guided prediction of the base model's own kind (noise, velocity or clean sample), in float32."""
 
     def __call__(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
+        self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]: ...
 
 
@@ -47,7 +47,7 @@ class Policy(Protocol):
     """One network that predicts in several roles."""
 
     def predict(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, role: Role
+        self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning, *, role: Role
     ) -> Float[Tensor, "b c h w"]:
         """A guided prediction; gradients flow for the role "policy" only."""
         ...
@@ -99,19 +99,19 @@ class Transition(Protocol):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """The steps from noise to sample, each a distribution; a sample at time t is alpha x_0 + sigma noise."""
+    """The steps from noise to sample, each a distribution.
+
+    A step is named by its index, 0 at the highest noise to N - 1; where it begins a sample is alpha x_0 + sigma noise.
+    """
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
-        """From high noise to low."""
+    def num_steps(self) -> int:
+        """N."""
         ...
 
-    def previous(self, t: int) -> int:
-        """The timestep that a step from t leads to; 0 after the last."""
-        ...
-
-    def is_stochastic(self, t: int) -> bool:
-        """Whether the step from t has noise to choose."""
+    @property
+    def times(self) -> tuple[int | float, ...]:
+        """The time at which every step begins, as the network and judges take it, and last that of finished samples."""
         ...
 
     def with_eta(self, eta: float) -> Sampler:
@@ -119,36 +119,36 @@ class Sampler(Protocol):
         ...
 
     def transition(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], step: Int[Tensor, " b"]
     ) -> Transition: ...
 
     def predict_x0(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], step: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]: ...
 
     def predict_eps(
-        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+        self, prediction: Float[Tensor, "b c h w"], x_t: Float[Tensor, "b c h w"], step: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]: ...
 
     def add_noise(
-        self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], t: Int[Tensor, " b"]
+        self, x_0: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], step: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c h w"]:
         """alpha x_0 + sigma noise."""
         ...
 
-    def scales(self, t: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-        """alpha and sigma at a time, in float64."""
+    def scales(self, step: Int[Tensor, " b"]) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+        """alpha and sigma where a step begins, in float64."""
         ...
 
-    def snr(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def snr(self, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The signal-to-noise ratio (alpha / sigma)², in float64."""
         ...
 
-    def std(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """The step's standard deviation, in float64."""
+    def std(self, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The step's standard deviation, in float64; 0 where it has no noise to choose."""
         ...
 
-    def noise_response(self, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def noise_response(self, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The change of the step's mean per change of the predicted noise, negated, in float64."""
         ...
 
@@ -179,13 +179,13 @@ class Objective(Protocol[B_contra]):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores samples x_t by the clean samples x_0 predicted from them at timesteps t; larger is better."""
+    """Scores samples x_t by the clean samples x_0 predicted from them at times t; larger is better."""
 
     def __call__(
         self,
         x_t: Float[Tensor, "b c h w"],
         x_0: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]: ...
 
@@ -195,9 +195,9 @@ class DifferentiableJudge(Judge, Protocol):
     """A judge that also returns the gradient of its scores."""
 
     def gradient(
-        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+        self, x_0: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
-        """The scores of clean samples predicted at a timestep, and the gradients with respect to them."""
+        """The scores of clean samples predicted at times t, and the gradients with respect to them."""
         ...
 
 

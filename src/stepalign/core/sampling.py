@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning
 from stepalign.core.protocols import Denoiser, Sampler
 from stepalign.core.seeding import PromptNoise
+
+
+def times_at(sampler: Sampler, step: Int[Tensor, " b"]) -> Real[Tensor, " b"]:
+    """The times of steps, as the network and judges take them; of finished samples at step N."""
+    return torch.tensor(sampler.times, device=step.device)[step]
 
 
 @torch.no_grad()
@@ -21,15 +26,15 @@ def trajectory(
     cond: Conditioning,
     latent_shape: tuple[int, int, int],
     noise: PromptNoise,
-) -> Iterator[tuple[int, Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]]:
-    """Plain sampling step by step: every timestep, x_t and the x̂0 predicted there; last 0 and the samples, twice."""
+) -> Iterator[tuple[int | float, Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]]:
+    """Plain sampling: every step's time, x_t and the x̂0 predicted there; last the samples' time, and they twice."""
     x_t = noise.normal(*latent_shape)
-    for t in sampler.timesteps:
-        step_t = torch.full((len(noise),), t, device=x_t.device)
-        prediction = denoise(x_t, step_t, cond)
-        yield t, x_t, sampler.predict_x0(prediction, x_t, step_t)
-        x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
-    yield 0, x_t, x_t
+    for index, time in enumerate(sampler.times[:-1]):
+        step = torch.full((len(noise),), index, device=x_t.device)
+        prediction = denoise(x_t, times_at(sampler, step), cond)
+        yield time, x_t, sampler.predict_x0(prediction, x_t, step)
+        x_t = sampler.transition(prediction, x_t, step).sample(noise.normal(1, *latent_shape))[:, 0]
+    yield sampler.times[-1], x_t, x_t
 
 
 def sample(

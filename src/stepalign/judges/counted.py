@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from stepalign.core.protocols import DifferentiableJudge, Judge
@@ -21,14 +21,14 @@ class CountedJudge:
         self,
         x_t: Float[Tensor, "b c h w"],
         x_0: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
         self.calls["judge_images"] += len(x_0)
         return self.judge(x_t, x_0, t, prompts)
 
     def gradient(
-        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+        self, x_0: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """The judge's scores and their gradients; raises ValueError for a judge without."""
         if not isinstance(self.judge, DifferentiableJudge):

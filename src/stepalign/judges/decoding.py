@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from stepalign.core.protocols import Decode
 
-DecodedScore = Callable[[Float[Tensor, "b 3 hh ww"], Int[Tensor, " b"], list[str]], Float[Tensor, " b"]]
+DecodedScore = Callable[[Float[Tensor, "b 3 hh ww"], Real[Tensor, " b"], list[str]], Float[Tensor, " b"]]
 """Scores of decoded images, with values around [-1, 1], at their timesteps under their prompts."""
 
 
@@ -19,7 +19,7 @@ def decoded_scores(
     score: DecodedScore,
     decode: Decode,
     x_0: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
+    t: Real[Tensor, " b"],
     prompts: list[str],
     *,
     max_batch: int | None,
@@ -33,7 +33,7 @@ def decoded_gradients(
     score: DecodedScore,
     decode: Decode,
     x_0: Float[Tensor, "b c h w"],
-    t: Int[Tensor, " b"],
+    t: Real[Tensor, " b"],
     prompts: list[str],
     *,
     max_batch: int | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from stepalign.core.protocols import Decode, Metric
@@ -22,18 +22,18 @@ class ImageJudge:
         self,
         x_t: Float[Tensor, "b c h w"],
         x_0: Float[Tensor, "b c h w"],
-        t: Int[Tensor, " b"],
+        t: Real[Tensor, " b"],
         prompts: list[str],
     ) -> Float[Tensor, " b"]:
         return decoded_scores(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
     def gradient(
-        self, x_0: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], prompts: list[str]
+        self, x_0: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], prompts: list[str]
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b c h w"]]:
         """The scores of clean samples and their gradients with respect to them; needs a differentiable metric."""
         return decoded_gradients(self._score, self.decode, x_0, t, prompts, max_batch=self.max_batch)
 
     def _score(
-        self, images: Float[Tensor, "b 3 hh ww"], t: Int[Tensor, " b"], prompts: list[str]
+        self, images: Float[Tensor, "b 3 hh ww"], t: Real[Tensor, " b"], prompts: list[str]
     ) -> Float[Tensor, " b"]:
         return self.metric((images / 2 + 0.5).clamp(0, 1), prompts)

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from stepalign.core.batch import Conditioning
-from stepalign.core.protocols import Decode, Denoiser, Sampler
+from stepalign.core.protocols import Decode, Denoiser
+from stepalign.core.sampler import NoiseSchedule
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.models.clip import check_tokenizer, num_cut, preprocess_decoded, tokenize
 
@@ -24,7 +25,7 @@ class FrozenBase:
     denoise: Denoiser
     """Guided; no gradient passes through it."""
     decode: Decode
-    sampler: Sampler
+    schedule: NoiseSchedule
 
     @torch.no_grad()
     def estimates(
@@ -37,9 +38,9 @@ class FrozenBase:
         """The decoded x̂0 of n samples per prompt, all n in one batch, under one timestep and one noise."""
         b, n = latents.shape[:2]
         flat_t = t.repeat_interleave(n)
-        x_t = self.sampler.add_noise(latents.flatten(0, 1), noise.repeat_interleave(n, 0), flat_t)
+        x_t = self.schedule.add_noise(latents.flatten(0, 1), noise.repeat_interleave(n, 0), flat_t)
         prediction = self.denoise(x_t, flat_t, cond.tile(n))
-        return self.decode(self.sampler.predict_x0(prediction, x_t, flat_t)).unflatten(0, (b, n))
+        return self.decode(self.schedule.predict_x0(prediction, x_t, flat_t)).unflatten(0, (b, n))
 
 
 class JudgeScorer:

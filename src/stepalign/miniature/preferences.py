@@ -150,7 +150,7 @@ def build_judges(
     )
     clip.save_pretrained(pickscore_folder)
     guided = GuidedNetwork(model.network, negative=model.negative(), guidance_scale=GUIDANCE_SCALE)
-    base = FrozenBase(guided, model.decode, model.sampler(20))
+    base = FrozenBase(guided, model.decode, model.schedule(20))
     scorer = JudgeScorer(StepAwarePreferenceModel.from_clip(clip), tokenizer, base)
     figures = train_spm(scorer, model, num_steps=steps[2], seed=seed, progress=progress)
     scorer.model.save_pretrained(spm_folder)

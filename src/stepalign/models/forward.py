@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from torch import Tensor, nn
 
 from stepalign.core.batch import Conditioning
 
 Forward = Callable[
-    [nn.Module, Float[Tensor, "b c h w"], Int[Tensor, " b"], Conditioning],
+    [nn.Module, Float[Tensor, "b c h w"], Real[Tensor, " b"], Conditioning],
     Float[Tensor, "b c h w"],
 ]
 """(network, x_t, t, conditioning) -> what the network predicts, without guidance."""
 
 
 def unet_forward(
-    network: nn.Module, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
+    network: nn.Module, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning
 ) -> Float[Tensor, "b c h w"]:
     """The prediction of a UNet that takes text tokens, and pooled text with image sizes where there are any."""
     weights = next(network.parameters()).dtype

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -67,13 +67,13 @@ class GuidedNetwork:
         return 1 if self.guidance_scale == 1 else 2
 
     def __call__(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning
+        self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning
     ) -> Float[Tensor, "b c h w"]:
         """A guided prediction; raises NotFinite, naming the first part that is not finite."""
         return self.predict(x_t, t, cond, name="the UNet", otherwise=DAMAGED)
 
     def predict(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, name: str, otherwise: str
+        self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning, *, name: str, otherwise: str
     ) -> Float[Tensor, "b c h w"]:
         """A guided prediction by a network of this name; `otherwise` is what to try where it is not finite and
         precision is not the cause.
@@ -138,7 +138,7 @@ class LoraPolicy:
         self._activate("policy")
 
     def predict(
-        self, x_t: Float[Tensor, "b c h w"], t: Int[Tensor, " b"], cond: Conditioning, *, role: Role
+        self, x_t: Float[Tensor, "b c h w"], t: Real[Tensor, " b"], cond: Conditioning, *, role: Role
     ) -> Float[Tensor, "b c h w"]:
         """A guided prediction; gradients flow for the role "policy" only.
 
@@ -203,7 +203,7 @@ class LoraPolicy:
             layer.set_adapter(["ema" if role == "ema" else "policy"], inference_mode=role != "policy")
 
 
-def _span(t: Int[Tensor, " b"]) -> str:
+def _span(t: Real[Tensor, " b"]) -> str:
     """A batch's timestep, or its first and last."""
-    low, high = int(t.min()), int(t.max())
+    low, high = t.min().item(), t.max().item()
     return str(low) if low == high else f"{low} to {high}"

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.protocols import Grouped, Metrics, Policy, Sampler
+from stepalign.core.sampling import times_at
 from stepalign.objectives.settings import Stepwise, Weighting
 
 MIN_SNR_CAP = 5.0
@@ -51,20 +52,21 @@ def stepwise_loss(
     Of two parents' rms_delta the larger counts.
     """
     p = batch.x_t.shape[1]
-    x_t, t, cond = batch.x_t.flatten(0, 1), batch.t.repeat_interleave(p), batch.cond.tile(p)
+    x_t, step, cond = batch.x_t.flatten(0, 1), batch.step.repeat_interleave(p), batch.cond.tile(p)
+    t = times_at(sampler, step)
     with torch.no_grad():
-        eps_ref = _eps(settings, sampler, policy.predict(x_t, t, cond, role="reference"), x_t, t)
-        base = _base(settings, policy, sampler, batch, x_t, t, cond)
-    eps = _eps(settings, sampler, policy.predict(x_t, t, cond, role="policy"), x_t, t)
+        eps_ref = _eps(settings, sampler, policy.predict(x_t, t, cond, role="reference"), x_t, step)
+        base = _base(settings, policy, sampler, batch, x_t, step, cond)
+    eps = _eps(settings, sampler, policy.predict(x_t, t, cond, role="policy"), x_t, step)
 
     noise = batch.noise
     if settings.noise == "max-min" and p == 1:
         half = (noise[:, 0] - noise[:, 1]) / 2
         noise = torch.stack([half, -half], 1)
     delta = eps - eps_ref.detach()
-    weight = target_weight(settings.weighting, sampler, batch.t).to(delta)[:, None]
-    step = guidance_step(settings, sampler, batch.t).to(delta)[:, None]
-    log_ratio = -2 * weight * step * (delta.unflatten(0, (-1, p)) * noise).mean((2, 3, 4))
+    weight = target_weight(settings.weighting, sampler, batch.step).to(delta)[:, None]
+    length = guidance_step(settings, sampler, batch.step).to(delta)[:, None]
+    log_ratio = -2 * weight * length * (delta.unflatten(0, (-1, p)) * noise).mean((2, 3, 4))
     if base is not None:
         quadratic = (delta * (eps + eps_ref - 2 * base)).mean((1, 2, 3)).unflatten(0, (-1, p))
         log_ratio = log_ratio - weight * quadratic
@@ -86,21 +88,21 @@ def stepwise_loss(
         "accuracy": (margin.detach().sign() + 1) / 2,
         "rms_delta": rms_delta,
         "outside": outside.to(margin.dtype),
-        "rms_delta_by_timestep": Grouped(rms_delta, batch.t),
+        "rms_delta_by_timestep": Grouped(rms_delta, times_at(sampler, batch.step)),
     }
     return loss, metrics
 
 
-def guidance_step(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def guidance_step(settings: Stepwise, sampler: Sampler, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """g_t sqrt(1 - abar_t), in float64: how far a unit noise moves the target."""
     if settings.weighting == "spo":
-        return sampler.std(t) / _response(sampler, t)
-    return settings.gamma * sampler.scales(t)[1]
+        return sampler.std(step) / _response(sampler, step)
+    return settings.gamma * sampler.scales(step)[1]
 
 
-def kappa(settings: Stepwise, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def kappa(settings: Stepwise, sampler: Sampler, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """kappa_t, in float64: the whole weight of a timestep in the unclipped loss."""
-    return 2 * target_weight(settings.weighting, sampler, t) * guidance_step(settings, sampler, t)
+    return 2 * target_weight(settings.weighting, sampler, step) * guidance_step(settings, sampler, step)
 
 
 def _base(
@@ -109,7 +111,7 @@ def _base(
     sampler: Sampler,
     batch: StepComparisons,
     x_t: Float[Tensor, "n c h w"],
-    t: Int[Tensor, " n"],
+    step: Int[Tensor, " n"],
     cond: Conditioning,
 ) -> Float[Tensor, "n c h w"] | None:
     """The base of the targets at n parents, where it does not cancel: under the clamp, and for two parents.
@@ -119,8 +121,8 @@ def _base(
     if settings.trust_region != "clamp" and batch.x_t.shape[1] == 1:
         return None
     if settings.trust_region != "clamp" or settings.weighting == "spo":
-        return _eps(settings, sampler, batch.prediction.flatten(0, 1), x_t, t)
-    return _eps(settings, sampler, policy.predict(x_t, t, cond, role="ema"), x_t, t)
+        return _eps(settings, sampler, batch.prediction.flatten(0, 1), x_t, step)
+    return _eps(settings, sampler, policy.predict(x_t, times_at(sampler, step), cond, role="ema"), x_t, step)
 
 
 def _eps(
@@ -128,26 +130,26 @@ def _eps(
     sampler: Sampler,
     prediction: Float[Tensor, "n c h w"],
     x_t: Float[Tensor, "n c h w"],
-    t: Int[Tensor, " n"],
+    step: Int[Tensor, " n"],
 ) -> Float[Tensor, "n c h w"]:
     """The noise that a prediction implies; under "spo", minus the step's mean where the SNR is zero.
 
     There x_t is noise alone, whatever the prediction, and c_t infinite: the limit of c_t delta is the difference
     of the means, which is finite. `_response` is 1 there, so that all formulas hold.
     """
-    eps = sampler.predict_eps(prediction, x_t, t)
-    if settings.weighting != "spo" or sampler.noise_response(t).isfinite().all():
+    eps = sampler.predict_eps(prediction, x_t, step)
+    if settings.weighting != "spo" or sampler.noise_response(step).isfinite().all():
         return eps
-    zero = sampler.noise_response(t).isinf()[:, None, None, None]
-    return torch.where(zero, -sampler.transition(prediction, x_t, t).mean, eps)
+    zero = sampler.noise_response(step).isinf()[:, None, None, None]
+    return torch.where(zero, -sampler.transition(prediction, x_t, step).mean, eps)
 
 
-def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def target_weight(weighting: Weighting, sampler: Sampler, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """a_t, the weight of the squared distance to the target."""
-    snr = sampler.snr(t)
+    snr = sampler.snr(step)
     match weighting:
         case "spo":
-            return (_response(sampler, t) / sampler.std(t)) ** 2 / 2
+            return (_response(sampler, step) / sampler.std(step)) ** 2 / 2
         case "gradspo":
             return torch.ones_like(snr)
         case "min-snr":
@@ -157,9 +159,9 @@ def target_weight(weighting: Weighting, sampler: Sampler, t: Int[Tensor, " b"]) 
     assert_never(weighting)
 
 
-def _response(sampler: Sampler, t: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+def _response(sampler: Sampler, step: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
     """c_t, and 1 where the SNR is zero and c_t infinite; see `_eps`."""
-    response = sampler.noise_response(t)
+    response = sampler.noise_response(step)
     return torch.where(response.isinf(), 1.0, response)
 
 

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from stepalign.core.protocols import Sampler
+from stepalign.core.sampling import times_at
 from stepalign.objectives.settings import Stepwise, Weighting
 from stepalign.objectives.stepwise import kappa, target_weight
 from stepalign.reports import plots
@@ -30,12 +31,12 @@ def timestep_weights(sampler: Sampler) -> dict[str, dict[str, list[float]]]:
 
     "t" has the timesteps, "a" and "kappa" a column for every weighting.
     """
-    timesteps = [t for t in sampler.timesteps if sampler.is_stochastic(t)]
-    t = torch.tensor(timesteps)
+    every = torch.arange(sampler.num_steps)
+    step = every[sampler.std(every) > 0]
     return {
-        "t": {"t": [float(step) for step in timesteps]},
-        "a": {name: target_weight(name, sampler, t).tolist() for name in WEIGHTINGS},
-        "kappa": {name: kappa(Stepwise(weighting=name), sampler, t).tolist() for name in WEIGHTINGS},
+        "t": {"t": times_at(sampler, step).double().tolist()},
+        "a": {name: target_weight(name, sampler, step).tolist() for name in WEIGHTINGS},
+        "kappa": {name: kappa(Stepwise(weighting=name), sampler, step).tolist() for name in WEIGHTINGS},
     }
 
 
@@ -103,7 +104,7 @@ def plot_gains(gains: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> bytes:
     """
     figure = Figure(figsize=(4.2 * len(gains), 3.6), layout="constrained")
     for axes, (metric, rows) in zip(figure.subplots(1, len(gains), squeeze=False)[0], gains.items(), strict=True):
-        timesteps = [int(t) for t in rows]
+        timesteps = [float(t) for t in rows]
         differences = [row["difference"] for row in rows.values()]
         low, high = ([row["interval"][end] for row in rows.values()] for end in (0, 1))
         axes.plot(timesteps, differences, marker="o", markersize=3)

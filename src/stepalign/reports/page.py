@@ -48,7 +48,7 @@ class Chart:
 
 
 def chart(
-    xs: list[int],
+    xs: Sequence[int | float],
     values: list[Any],
     *,
     title: str,
@@ -66,7 +66,7 @@ def chart(
     span, height = xs[-1] - xs[0], levels[-1] - levels[0]
     fine = max(digits + 1, decimals(max(map(abs, known)) / 10))
 
-    def place(x: int, value: int | float) -> tuple[float, float]:
+    def place(x: int | float, value: int | float) -> tuple[float, float]:
         across = (x - xs[0]) / span if span else 0.5
         up = (value - levels[0]) / height
         return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(TOP + (1 - up) * (HEIGHT - TOP - BOTTOM), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Example:
 class TrajectoryStep:
     """One branching step of one prompt: the k candidates with the judge's scores."""
 
-    timestep: int
+    timestep: int | float
     """Timestep of the candidates; 0 is the finished image."""
     images: Float[Tensor, "k 3 h w"]
     """In [0, 1]."""
@@ -232,7 +233,7 @@ def _curves(rounds: list[dict[str, Any]]) -> list[Chart]:
             charts.append(chart(numbers, values, title=title, note=described, x_name="round", percent=percent))
     by_timestep = (rounds[-1].get("rms_delta_by_timestep") or {}) if rounds else {}
     if finite(by_timestep.values()):
-        rows = sorted(((int(timestep), value) for timestep, value in by_timestep.items()), reverse=True)
+        rows = sorted(((json.loads(timestep), value) for timestep, value in by_timestep.items()), reverse=True)
         title, note = "RMS delta by timestep", "last round, from high noise to low"
         charts.append(chart([x for x, _ in rows], [y for _, y in rows], title=title, note=note, x_name="timestep"))
     return charts

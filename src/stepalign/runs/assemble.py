@@ -32,7 +32,7 @@ from stepalign.runs.recipes import MINIATURE, FrozenModel, JudgeChoice, Recipe
 from stepalign.runs.scorer_names import load_scorer, scorer_entries
 from stepalign.scorers.image_metric import ImageMetric
 from stepalign.scorers.pickscore import PickScore
-from stepalign.sources.branching import applies_at
+from stepalign.sources.branching import windows
 from stepalign.sources.by_prompt import PromptSampling
 from stepalign.sources.load import load_source
 from stepalign.sources.prompt_order import PromptStream
@@ -114,7 +114,7 @@ def assemble(recipe: Recipe) -> Parts:
     identity |= {"held-out prompts": text_digest(held_out)} if held_out else {}
     identity |= {"guard's prompts": text_digest(guard.prompts + guard.second)} if recipe.guard.every else {}
     sampler = model.sampler(recipe.base.num_steps, eta=recipe.base.eta)
-    if not any(applies_at(recipe.branching, t, sampler) for t in sampler.timesteps):
+    if not windows(recipe.branching, sampler):
         raise ValueError("branching.timestep_range leaves no step with noise to choose; widen it, or raise base.eta")
     if recipe.base.gradient_checkpointing:
         model.enable_gradient_checkpointing()

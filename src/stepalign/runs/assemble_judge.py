@@ -119,7 +119,7 @@ def assemble_judge(recipe: JudgeRecipe, watcher: Watcher) -> JudgeParts:
     if note is not None:
         watcher.note(note)
     held_out = held_out.select(list(range(min(len(held_out), evaluation.num_pairs))))
-    seen_through = FrozenBase(guided, model.decode, model.sampler(20))
+    seen_through = FrozenBase(guided, model.decode, model.schedule(20))
     spm, precision = loaded.spm.to(processes().device), recipe.training.precision
     scorer = JudgeScorer(spm, loaded.tokenizer, seen_through, precision=precision)
     trainer = JudgeTrainer(scorer, pairs=pairs, config=recipe.training, seed=recipe.seed)

@@ -30,7 +30,7 @@ from stepalign.support.statistics import clusters_of, paired_difference
 from stepalign.training.held_out_scores import ScoreChange
 
 GAINS, FIGURE = "gains.json", "gains.png"
-Scores = dict[str, dict[int, torch.Tensor]]
+Scores = dict[str, dict[int | float, torch.Tensor]]
 """By metric and timestep, "n" of them."""
 
 

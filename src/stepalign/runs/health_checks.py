@@ -14,10 +14,11 @@ from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.choices import Role
+from stepalign.core.sampling import times_at
 from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.runs.assemble import Parts
 from stepalign.runs.recipes import Recipe
-from stepalign.sources.branching import applies_at
+from stepalign.sources.branching import windows
 from stepalign.support.finite import NotFinite, check_finite
 from stepalign.support.watcher import Watcher
 from stepalign.training.held_out_scores import ScoreChange
@@ -29,11 +30,11 @@ RANGE = 5.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """Two noisy latents of one prompt at the first timestep that trains, and the clean samples predicted there."""
+    """Two noisy latents of one prompt at the first step that trains, and the clean samples predicted there."""
 
     prompts: list[str]
     cond: Conditioning
-    t: Int[Tensor, " b"]
+    step: Int[Tensor, " b"]
     x_t: Float[Tensor, "b c h w"]
     prediction: Float[Tensor, "b c h w"]
     x_0: Float[Tensor, "b c h w"]
@@ -64,13 +65,12 @@ def start_health(parts: Parts, rows: list[Row], watcher: Watcher) -> HealthWatch
 def make_probe(parts: Parts) -> Probe:
     """The probe of a run; its prompt is the first that training uses."""
     recipe, sampler, device = parts.recipe, parts.sampler, parts.model.device
-    t = next(t for t in sampler.timesteps if applies_at(recipe.branching, t, sampler))
     noise = PromptNoise([generator_for(recipe.seed, Purpose.START_CHECK, row) for row in range(2)], device=device)
     prompts = [parts.stream[0]] * 2
-    cond, x_t, step_t = parts.model.encode(prompts), noise.normal(*parts.model.latent_shape), torch.tensor([t, t])
-    step_t = step_t.to(device)
-    prediction = parts.policy.predict(x_t, step_t, cond, role="reference")
-    return Probe(prompts, cond, step_t, x_t, prediction, sampler.predict_x0(prediction, x_t, step_t))
+    cond, x_t = parts.model.encode(prompts), noise.normal(*parts.model.latent_shape)
+    step = torch.full((2,), min(windows(recipe.branching, sampler)), device=device)
+    prediction = parts.policy.predict(x_t, times_at(sampler, step), cond, role="reference")
+    return Probe(prompts, cond, step, x_t, prediction, sampler.predict_x0(prediction, x_t, step))
 
 
 def check_reach(parts: Parts) -> str:
@@ -99,8 +99,8 @@ def check_reference(parts: Parts, probe: Probe) -> str:
 @torch.no_grad()
 def effect(parts: Parts, probe: Probe, role: Role) -> float:
     """How far a role's predicted noise is from the base model's: rms of the difference."""
-    prediction = parts.policy.predict(probe.x_t, probe.t, probe.cond, role=role)
-    eps, base = (parts.sampler.predict_eps(value, probe.x_t, probe.t) for value in (prediction, probe.prediction))
+    prediction = parts.policy.predict(probe.x_t, times_at(parts.sampler, probe.step), probe.cond, role=role)
+    eps, base = (parts.sampler.predict_eps(value, probe.x_t, probe.step) for value in (prediction, probe.prediction))
     return (eps - base).square().mean().sqrt().item()
 
 
@@ -108,7 +108,7 @@ def check_gradients(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     """The first backward pass gives every tensor B a finite gradient, and not zeros alone."""
     updater = parts.trainer.updater
     noise = torch.stack([probe.x_t, -probe.x_t], 1)  # any direction will do
-    batch = StepComparisons(probe.cond, probe.t, probe.x_t[:, None], probe.prediction[:, None], noise)
+    batch = StepComparisons(probe.cond, probe.step, probe.x_t[:, None], probe.prediction[:, None], noise)
     scale = updater.scaler.get_scale()
     while True:
         losses, _ = parts.trainer.objective(parts.policy, parts.sampler, batch)
@@ -163,9 +163,10 @@ def check_decoded(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
 @torch.no_grad()
 def check_judge(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
     """Check that the judge distinguishes two images of a prompt and, if step-aware, timesteps."""
-    judge, grid = parts.judge, parts.sampler.timesteps
+    first, last = parts.sampler.times[0], parts.sampler.times[-2]
     by_t = {
-        t: judge(probe.x_t, probe.x_0, torch.full_like(probe.t, t), probe.prompts).float() for t in (grid[0], grid[-1])
+        t: parts.judge(probe.x_t, probe.x_0, torch.full((2,), t, device=parts.model.device), probe.prompts).float()
+        for t in (first, last)
     }
     for t, scores in by_t.items():
         check_finite(scores, f"the judge's scores at timestep {t}", "check the judge's files")
@@ -175,13 +176,13 @@ def check_judge(parts: Parts, probe: Probe) -> tuple[str, Sign | None]:
             "start: the judge gives different images of a prompt the same score, so that nothing can be learned from "
             "it; check judge.path and judge.kind"
         )
-    moved = (by_t[grid[0]] - by_t[grid[-1]]).abs().max().item()
+    moved = (by_t[first] - by_t[last]).abs().max().item()
     sign = None
     if parts.recipe.judge.kind == "spm" and moved == 0:
         sign = Sign(
             "judge blind to timesteps",
             0,
-            f"the judge scores an image alike at timesteps {grid[0]} and {grid[-1]}: a step-aware judge that is "
+            f"the judge scores an image alike at timesteps {first} and {last}: a step-aware judge that is "
             "not trained yet, or trained without timesteps; judge.kind pickscore says so",
         )
     return f"the judge's scores of two images differ by {spread:.3g}, of two timesteps by {moved:.3g}", sign

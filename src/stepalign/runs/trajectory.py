@@ -32,7 +32,7 @@ def candidates_along(parts: Parts, prompt: str) -> list[TrajectoryStep]:
             images = (parts.model.decode(pool.x_0[0]) / 2 + 0.5).clamp(0, 1).cpu()
         steps.append(
             TrajectoryStep(
-                timestep=pool.t_prev,
+                timestep=parts.sampler.times[pool.judged_at],
                 images=images,
                 scores=scores[0].tolist(),
                 best=int(scores[0].argmax()),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
+import torch
 
 from stepalign.core.protocols import Sampler
 from stepalign.sources.settings import Branching
 
 
-def applies_at(branching: Branching, t: int, sampler: Sampler) -> bool:
-    """Whether the step from t branches."""
+def windows(branching: Branching, sampler: Sampler) -> dict[int, int]:
+    """The sampler's steps that branch, each with the length of its window.
+
+    A window is the steps that the branches take before they are judged, the first included.
+    """
     low, high = branching.timestep_range
-    return low <= t - 1 <= high and sampler.is_stochastic(t)
-
-
-def window(branching: Branching, t: int, sampler: Sampler) -> list[int]:
-    """The timesteps of the window that branches at t, whose steps the branches take before they are judged."""
-    length = branching.num_inner_steps[sum(t <= bound for bound in branching.inner_step_bounds)]
-    ahead = [step for step in sampler.timesteps if step <= t][:length]
-    if branching.inner_steps == "look-ahead":
-        return ahead
-    return list(takewhile(lambda step: applies_at(branching, step, sampler), ahead))
+    has_noise = sampler.std(torch.arange(sampler.num_steps)) > 0
+    applies = [low <= t - 1 <= high and noisy for t, noisy in zip(sampler.times[:-1], has_noise.tolist(), strict=True)]
+    found = {}
+    for step in (step for step, branches in enumerate(applies) if branches):
+        bounds_passed = sum(sampler.times[step] <= bound for bound in branching.inner_step_bounds)
+        length = min(branching.num_inner_steps[bounds_passed], sampler.num_steps - step)
+        if branching.inner_steps == "path" and False in applies[step : step + length]:
+            length = applies[step : step + length].index(False)
+        found[step] = length
+    return found

@@ -16,7 +16,7 @@ from stepalign.core.seeding import PromptNoise, Purpose, generator_for
 from stepalign.sources.prompt_order import PromptStream
 from stepalign.support.parallel import processes
 
-SourceMetrics = dict[str, list[float] | int | None]
+SourceMetrics = dict[str, list[float] | int | float | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +67,7 @@ def collect_by_prompt(
     def on_step() -> None:
         nonlocal done
         done += 1
-        tick(done, len(chunks) * len(sampling.sampler.timesteps))
+        tick(done, len(chunks) * sampling.sampler.num_steps)
 
     for chunk in chunks:
         prompts = [sampling.stream[position] for position in chunk]

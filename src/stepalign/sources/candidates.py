@@ -56,7 +56,7 @@ class CandidateSource:
             steps,
             {
                 "judge_score": scores[-1].flatten().tolist() if scores else [],
-                "judge_timestep": pools[-1].t_prev if pools else None,
+                "judge_timestep": self.sampling.sampler.times[pools[-1].judged_at] if pools else None,
                 "judge_spread": spreads,
             },
         )

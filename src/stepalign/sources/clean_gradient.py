@@ -12,8 +12,9 @@ from torch import Tensor
 from stepalign.core.batch import Conditioning, StepComparisons
 from stepalign.core.experience import Collected
 from stepalign.core.protocols import Denoiser, DifferentiableJudge, Sampler
+from stepalign.core.sampling import times_at
 from stepalign.core.seeding import PromptNoise
-from stepalign.sources.branching import applies_at
+from stepalign.sources.branching import windows
 from stepalign.sources.by_prompt import Compared, PromptSampling, collect_by_prompt
 from stepalign.sources.settings import Branching
 from stepalign.support.finite import check_finite, check_scores
@@ -50,11 +51,12 @@ class CleanGradientSource:
             branching=self.branching,
             on_step=on_step,
         )
+        times = self.sampling.sampler.times
         return Compared(
             [(step, step.noise.flatten(1).any(1)) for step in comparisons],
             {
                 "judge_score": scores.tolist(),
-                "judge_timestep": int(comparisons[-1].t[0]) if comparisons else None,
+                "judge_timestep": times[int(comparisons[-1].step[0])] if comparisons else None,
                 "judge_spread": [],
             },
         )
@@ -85,21 +87,23 @@ def gradient_rollout(
     x_t = noise.normal(*latent_shape)
     comparisons: list[StepComparisons] = []
     scores = torch.zeros(b, device=x_t.device)
-    for t in sampler.timesteps:
-        step_t = torch.full((b,), t, device=x_t.device)
-        prediction = denoise(x_t, step_t, cond)
-        if applies_at(branching, t, sampler):
-            scores, gradient = judge.gradient(sampler.predict_x0(prediction, x_t, step_t), step_t, prompts)
-            check_scores(scores, t)
-            half = _half_difference(gradient.float(), t)
+    branching_steps = windows(branching, sampler)
+    for index, time in enumerate(sampler.times[:-1]):
+        step = torch.full((b,), index, device=x_t.device)
+        t = times_at(sampler, step)
+        prediction = denoise(x_t, t, cond)
+        if index in branching_steps:
+            scores, gradient = judge.gradient(sampler.predict_x0(prediction, x_t, step), t, prompts)
+            check_scores(scores, time)
+            half = _half_difference(gradient.float(), time)
             pair = torch.stack([half, -half], 1)
-            comparisons.append(StepComparisons(cond, step_t, x_t[:, None], prediction[:, None], pair))
-        x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
+            comparisons.append(StepComparisons(cond, step, x_t[:, None], prediction[:, None], pair))
+        x_t = sampler.transition(prediction, x_t, step).sample(noise.normal(1, *latent_shape))[:, 0]
         on_step()
     return comparisons, scores
 
 
-def _half_difference(gradient: Float[Tensor, "b c h w"], t: int) -> Float[Tensor, "b c h w"]:
+def _half_difference(gradient: Float[Tensor, "b c h w"], t: int | float) -> Float[Tensor, "b c h w"]:
     """Gradients scaled to the length sqrt(D / 2); zeros stay zeros."""
     check_finite(gradient, f"the gradient of the judge's score at timestep {t}", "check the files of judge and VAE")
     norm = gradient.flatten(1).norm(dim=1)[:, None, None, None]

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepCandidates
 from stepalign.core.protocols import Denoiser, Judge, Sampler
+from stepalign.core.sampling import times_at
 from stepalign.core.seeding import PromptNoise
-from stepalign.sources.branching import applies_at, window
+from stepalign.sources.branching import windows
 from stepalign.sources.settings import Branching, Continuation
 from stepalign.support.finite import check_scores
 
@@ -23,8 +24,8 @@ class Pool:
 
     transitions: list[StepCandidates]
     """What can train: the first step, whose candidates share one parent, and on a path each branch's later steps."""
-    t_prev: int
-    """Where the branches are judged; the judge's timestep."""
+    judged_at: int
+    """The step that begins where the branches are judged; the number of steps where they are finished samples."""
     x_0: Float[Tensor, "b k c h w"]
     """The clean samples predicted there, as the judge saw them."""
     continued_from: Int[Tensor, " b"]
@@ -38,9 +39,9 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Branches:
-    """k branches of every prompt at one timestep, and what the network predicts there."""
+    """k branches of every prompt where one step begins, and what the network predicts there."""
 
-    t: int
+    step: int
     x_t: Float[Tensor, "b k c h w"]
     prediction: Float[Tensor, "b k c h w"] | None
     """None for finished samples."""
@@ -62,10 +63,10 @@ def rollout(
     """The pools of one trajectory per prompt, and the samples it ends in.
 
     Every point is predicted once: all k branches are predicted where they step on and where they are judged, and the
-    survivor's prediction is the next step's. Branches that end in samples are judged as they are at timestep 0. With
-    N = 20 and branching from 750 a prompt costs 5 + 15 k predictions, whatever the windows' length on a path, and k
-    judgements for each window: 16 k where j = 1. Resuming at the next step costs min(j, steps left) k predictions for
-    every branching.
+    survivor's prediction is the next step's. Branches that end in samples are judged as they are, at
+    the time of finished samples. With N = 20 and branching from 750 a prompt costs 5 + 15 k predictions, whatever the
+    windows' length on a path, and k judgements for each window: 16 k where j = 1. Resuming at the next step costs
+    min(j, steps left) k predictions for every branching.
 
     Raises NotFinite, naming the part, when a prediction, a decoded image or a score is not a finite number.
     """
@@ -74,28 +75,27 @@ def rollout(
     x_t = noise.normal(*latent_shape)
     prediction: Tensor | None = None
     pools: list[Pool] = []
-    t = sampler.timesteps[0]
-    while True:
-        step_t = torch.full((b,), t, device=x_t.device)
+    lengths = windows(branching, sampler)
+    index = 0
+    while index < sampler.num_steps:
+        step = torch.full((b,), index, device=x_t.device)
         if prediction is None:
-            prediction = denoise(x_t, step_t, cond)
-        if applies_at(branching, t, sampler):
-            parents = _Branches(t, x_t[:, None], prediction[:, None])
-            trace, noises = _branch(denoise, sampler, parents, tiled, noise, branching)
+            prediction = denoise(x_t, times_at(sampler, step), cond)
+        if index in lengths:
+            parents = _Branches(index, x_t[:, None], prediction[:, None])
+            trace, noises = _branch(denoise, sampler, parents, tiled, noise, branching, length=lengths[index])
             pool, at = _judge(judge, sampler, cond, repeated, trace, noises, branching, noise)
             pools.append(pool)
             rows = torch.arange(b, device=x_t.device)
-            x_t, t = at.x_t[rows, pool.continued_from], at.t
+            x_t, following = at.x_t[rows, pool.continued_from], at.step
             prediction = None if at.prediction is None else at.prediction[rows, pool.continued_from]
-            finished, num_steps = at.prediction is None, trace.index(at)
         else:
-            x_t = sampler.transition(prediction, x_t, step_t).sample(noise.normal(1, *latent_shape))[:, 0]
-            prediction, finished, num_steps = None, t == sampler.timesteps[-1], 1
-            t = sampler.previous(t)
-        for _ in range(num_steps):
+            x_t = sampler.transition(prediction, x_t, step).sample(noise.normal(1, *latent_shape))[:, 0]
+            prediction, following = None, index + 1
+        for _ in range(index, following):
             on_step()
-        if finished:
-            return pools, x_t
+        index = following
+    return pools, x_t
 
 
 def _branch(
@@ -105,32 +105,33 @@ def _branch(
     cond: Conditioning,
     noise: PromptNoise,
     branching: Branching,
+    *,
+    length: int,
 ) -> tuple[list[_Branches], list[Float[Tensor, "b k c h w"]]]:
-    """The branches at every timestep of a window, from their common parent to where they are judged, and their noises.
+    """The branches at every step of a window, from their common parent to where they are judged, and their noises.
 
     `cond` has a row for every branch.
     """
     k, shape = branching.num_candidates, parents.x_t.shape[2:]
     trace, noises = [parents], []
-    for index, t in enumerate(window(branching, parents.t, sampler)):
+    for index in range(length):
         at = trace[-1]
         assert at.prediction is not None
-        flat_t = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), t, device=at.x_t.device)
+        step = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), at.step, device=at.x_t.device)
         prediction, x_t = at.prediction.flatten(0, 1), at.x_t.flatten(0, 1)
         if index and branching.inner_steps == "look-ahead":
-            x_prev = sampler.with_eta(0.0).transition(prediction, x_t, flat_t).mean.unflatten(0, (-1, k))
+            x_prev = sampler.with_eta(0.0).transition(prediction, x_t, step).mean.unflatten(0, (-1, k))
         else:
             draws = noise.normal(k, *shape)
             noises.append(draws)
             by_parent = draws if index == 0 else draws.flatten(0, 1)[:, None]
-            x_prev = sampler.transition(prediction, x_t, flat_t).sample(by_parent)
+            x_prev = sampler.transition(prediction, x_t, step).sample(by_parent)
             x_prev = x_prev if index == 0 else x_prev[:, 0].unflatten(0, (-1, k))
-        t_prev = sampler.previous(t)
         following = None
-        if t != sampler.timesteps[-1]:
-            flat_prev = torch.full((len(cond),), t_prev, device=x_prev.device)
-            following = denoise(x_prev.flatten(0, 1), flat_prev, cond).unflatten(0, (-1, k))
-        trace.append(_Branches(t_prev, x_prev, following))
+        if at.step + 1 < sampler.num_steps:
+            t_prev = times_at(sampler, torch.full((len(cond),), at.step + 1, device=x_prev.device))
+            following = denoise(x_prev.flatten(0, 1), t_prev, cond).unflatten(0, (-1, k))
+        trace.append(_Branches(at.step + 1, x_prev, following))
     return trace, noises
 
 
@@ -147,16 +148,16 @@ def _judge(
     """A window's branches judged at its end, as a pool, and where the trajectory resumes; `prompts` one per branch."""
     end = trace[-1]
     b, k = end.x_t.shape[:2]
-    flat, flat_t = end.x_t.flatten(0, 1), torch.full((b * k,), end.t, device=end.x_t.device)
-    x_0 = flat if end.prediction is None else sampler.predict_x0(end.prediction.flatten(0, 1), flat, flat_t)
-    scores = judge(flat, x_0, flat_t, prompts).float().reshape(b, k)
-    check_scores(scores.flatten(), end.t)
+    flat, step = end.x_t.flatten(0, 1), torch.full((b * k,), end.step, device=end.x_t.device)
+    x_0 = flat if end.prediction is None else sampler.predict_x0(end.prediction.flatten(0, 1), flat, step)
+    scores = judge(flat, x_0, times_at(sampler, step), prompts).float().reshape(b, k)
+    check_scores(scores.flatten(), sampler.times[end.step])
     transitions = []
     for at, draws in zip(trace, noises, strict=False):
         assert at.prediction is not None
-        t = torch.full((b,), at.t, device=flat.device)
-        transitions.append(StepCandidates(cond, t, at.x_t, at.prediction, draws, scores))
-    pool = Pool(transitions, end.t, x_0.unflatten(0, (b, k)), _choose(branching.continue_from, scores, noise))
+        taken = torch.full((b,), at.step, device=flat.device)
+        transitions.append(StepCandidates(cond, taken, at.x_t, at.prediction, draws, scores))
+    pool = Pool(transitions, end.step, x_0.unflatten(0, (b, k)), _choose(branching.continue_from, scores, noise))
     return pool, trace[1] if branching.resume_at == "next-step" else end
 
 

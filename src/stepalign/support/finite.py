@@ -32,6 +32,6 @@ def precision_remedy(dtype: torch.dtype, field: str, *, otherwise: str) -> str:
     return otherwise
 
 
-def check_scores(scores: Tensor, t: int) -> None:
+def check_scores(scores: Tensor, t: int | float) -> None:
     """Raise NotFinite, naming the judge, unless all its scores "b" at a timestep are finite numbers."""
     check_finite(scores, f"the judge's scores at timestep {t}", "check the files of the judge")

@@ -141,7 +141,7 @@ class Trainer(Generic[B]):
         }
 
 
-def _source_metrics(found: list[dict[str, list[float] | int | None]]) -> dict[str, object]:
+def _source_metrics(found: list[dict[str, list[float] | int | float | None]]) -> dict[str, object]:
     """A source's metrics over all processes: of lists the mean, of numbers the largest."""
     row: dict[str, object] = {}
     for name in _names(found):
@@ -149,11 +149,11 @@ def _source_metrics(found: list[dict[str, list[float] | int | None]]) -> dict[st
         if lists := [value for value in values if isinstance(value, list)]:
             row[name] = _mean([value for part in lists for value in part])
         else:
-            row[name] = max((value for value in values if isinstance(value, int)), default=None)
+            row[name] = max((value for value in values if isinstance(value, int | float)), default=None)
     return row
 
 
-def _objective_metrics(found: list[tuple[dict[str, list[float]], dict[str, list[int]]]]) -> dict[str, object]:
+def _objective_metrics(found: list[tuple[dict[str, list[float]], dict[str, list[int | float]]]]) -> dict[str, object]:
     """Means of an objective's metrics over all rows of all processes, of grouped ones by falling group."""
     row: dict[str, object] = {}
     for name in _names([values for values, _ in found]):

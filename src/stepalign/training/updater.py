@@ -45,7 +45,7 @@ class Columns:
     """The metrics of all rows that this process trained on, in the order of training."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
-    groups: dict[str, list[int]] = field(default_factory=dict)
+    groups: dict[str, list[int | float]] = field(default_factory=dict)
     """The group of each value, of the metrics that are reported by group."""
 
     def add(self, losses: Float[Tensor, " b"], metrics: Metrics) -> None:
