@@ -22,10 +22,10 @@ from stepalign.runs.sweep_results import Results, collect_results, results_page
 from stepalign.support.claim import LOCK
 from stepalign.support.config import require, to_plain
 from stepalign.support.digests import Identity, refuse_differences, values_digest
-from stepalign.support.file_record import check_files
+from stepalign.support.file_record import FILE_RECORD, check_files
 from stepalign.support.files import write_text
 from stepalign.support.json_text import to_json
-from stepalign.support.marker import Owner, identity_of
+from stepalign.support.marker import MARKER, Owner, identity_of
 from stepalign.support.parallel import processes
 from stepalign.support.stopping import Stopped
 from stepalign.support.watcher import NullWatcher, Watcher
@@ -104,9 +104,12 @@ def _owner(sweep: Sweep) -> Owner:
 def _is_done(recipe: Recipe, folder: Path, identities: dict[str, Identity]) -> bool:
     """Whether a run is finished and its results are as they were written, checkpoints aside.
 
+    A run with neither marker nor record of files is one of which only the results were kept (`benchmarks/study.py`).
     Raises ValueError where its parts have other content now. `identities` keeps the digests of parts that several rows
     share, so that they are computed once.
     """
+    if (folder / MARKER).is_file() != (folder / FILE_RECORD).is_file():
+        return False
     try:
         if load_run_summary(folder) is None or check_files(folder).keys() - {CHECKPOINT, PREVIOUS}:
             return False
