@@ -22,7 +22,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of its own, whose size `resize` changes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512m", "tmpfs", str(folder)], check=False).returncode:
         pytest.skip("mounting a file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
@@ -56,7 +56,7 @@ def test_a_full_disk_ends_in_one_line_and_the_same_command_resumes(command: str,
         if full.status == 1:
             assert len(lines) == 1, full.output
             ended += 1
-        resize(disk, 64 << 20)
+        resize(disk, 512 << 20)
         again = run(given, tmp_path / f"logs/{number}")
         assert again.status == 0, again.output
         resumed += content(output) == expected
