@@ -22,6 +22,7 @@ from stepalign.runs.recipes import Recipe, load_recipe
 from stepalign.runs.sweep import run_sweep
 from stepalign.runs.sweep_file import directory, load_sweep
 from stepalign.support.config import change
+from stepalign.support.file_record import record_files
 
 pytestmark = pytest.mark.usefixtures("without_report")
 
@@ -150,3 +151,4 @@ def leave_a_run(output: Path, identity: dict[str, str]) -> None:
     for name, values in (("stepalign.json", [marker]), ("summary.json", [{"seconds": 1}]), ("scores.jsonl", [row] * 4)):
         lines = [json.dumps(one | {"prompt": str(index)}) for index, one in enumerate(values)]
         (output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    record_files(output, ["summary.json", "scores.jsonl"])
