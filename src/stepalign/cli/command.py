@@ -31,7 +31,7 @@ class Command:
     resumable: bool = False
     """Whether the same command continues what an interruption left."""
     memory_advice: str = MEMORY_ADVICE
-    """What helps when memory runs out, after "try"."""
+    """Settings that save memory, named after "try" when it runs out."""
 
     def parse(self, words: list[str]) -> argparse.Namespace | None:
         """The words after the command's name as arguments, None where `--help` among them has printed the help; raises

@@ -34,7 +34,7 @@ DEFAULTS = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "time
 def prediction_of_file(
     keys: Iterable[str], metadata: Mapping[str, str], *, given: PredictionType | None, has_config: bool
 ) -> dict[str, object]:
-    """What a single file's own marks change in the noise schedule that it borrows from a config.
+    """Changes that a single file's own marks make to the noise schedule borrowed from a config.
 
     `v_pred` and `ztsnr` among its tensors (v-prediction, zero terminal signal-to-noise ratio) and its ModelSpec
     metadata decide before the config does, which is usually that of the model it was tuned from; `given`, the user's

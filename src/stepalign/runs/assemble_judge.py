@@ -63,7 +63,7 @@ class JudgeParts:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a judge's recipe names, before its pairs are encoded."""
+    """Parts that a judge's recipe names, before its pairs are encoded."""
 
     source: PairSource
     held_out: PairSource | None

@@ -23,7 +23,7 @@ class Pool:
     """One branching of a rollout, judged."""
 
     transitions: list[StepCandidates]
-    """What can train: the first step, whose candidates share one parent, and on a path each branch's later steps."""
+    """Steps that can train: the first, whose candidates share one parent, and on a path each branch's later steps."""
     judged_at: int
     """The step that begins where the branches are judged; the number of steps where they are finished samples."""
     x_0: Float[Tensor, "b k c h w"]

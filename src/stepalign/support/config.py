@@ -135,7 +135,7 @@ def require(holds: bool, field: str, value: object, what: str) -> None:
 
 
 def type_name(hint: Any) -> str:
-    """What a field takes, in help and in errors: INTEGER, fast|slow, NUMBER|none, TEXT ... and the like."""
+    """Notation of a field's values in help and in errors: INTEGER, fast|slow, NUMBER|none, TEXT ... and the like."""
     arguments = typing.get_args(hint)
     match typing.get_origin(hint):
         case typing.Union | types.UnionType:
@@ -168,7 +168,7 @@ def _first_field(part: Any) -> str:
 
 
 def _member(part: Any, hint: Any, change: Mapping[Any, Any], path: str) -> Any:
-    """What a nested change begins with: the dataclass there is, or another of its union with defaults, by `kind`."""
+    """The dataclass that a nested change starts from: the present one, or another of its union, by `kind`."""
     members = typing.get_args(hint)
     if not members or change.get("kind", part.kind) == part.kind:
         return part

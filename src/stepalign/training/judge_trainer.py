@@ -106,7 +106,7 @@ class JudgeTrainer:
         return row | {"grad_norm": grad_norm, "seconds": round(self.seconds, 3)}
 
     def state(self) -> JudgeState:
-        """What `restore` takes on any number of processes."""
+        """The state from which `restore` resumes on any number of processes."""
         return JudgeState(
             pairs=self.pairs.digest(),
             num_steps=self.num_steps,

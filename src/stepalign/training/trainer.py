@@ -75,7 +75,7 @@ class Trainer(Generic[B]):
         return self.updater.num_updates
 
     def state(self) -> RunState:
-        """What `restore` takes on any number of processes."""
+        """The state from which `restore` resumes on any number of processes."""
         optimizer, scaler = self.updater.state()
         return RunState(
             prompts=self.source.digest,
