@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
@@ -91,23 +90,19 @@ def bca_interval(
 
     Values without spread give an interval of no width.
     """
-    num, mean = len(values), _checked_mean(values)
+    mean = _checked_mean(values)
     if _without_spread(values):
         return mean, mean
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(num, size=(rows, num)) for rows in _chunks(num_resamples, num))
-    means = np.sort(np.concatenate([values[rows].mean(axis=1) for rows in draws]))
-    normal = NormalDist()
-    below = ((means < mean).mean() + (means <= mean).mean()) / 2
-    bias = normal.inv_cdf(float(np.clip(below, 1 / num_resamples, 1 - 1 / num_resamples)))
-    influence = mean - (values.sum() - values) / (num - 1)
-    acceleration = (influence**3).sum() / (6 * ((influence**2).sum()) ** 1.5)
-    bounds = []
-    for tail in ((1 - level) / 2, (1 + level) / 2):
-        shifted = bias + normal.inv_cdf(tail)
-        share = normal.cdf(bias + shifted / (1 - acceleration * shifted))
-        bounds.append(float(np.quantile(means, share)))
-    return bounds[0], bounds[1]
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=num_resamples,
+        batch=max(1, CHUNK // len(values)),
+        confidence_level=level,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def sign_flip_p_value(differences: np.ndarray, *, seed: int = 0, num_flips: int = NUM_RESAMPLES) -> float:
