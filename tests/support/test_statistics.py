@@ -61,7 +61,7 @@ def test_the_interval_covers_the_mean_of_skewed_studies() -> None:
 
 @pytest.mark.parametrize("num", [2, 7, 128, 1000, CHUNK + 5])
 def test_resampling_in_chunks_draws_what_resampling_one_by_one_does(num: int) -> None:
-    """The ends are quantiles of the same 40 means, to the last bit."""
+    """The ends are quantiles of the same 40 means, up to rounding."""
     values = np.random.default_rng(num).exponential(size=num)
     rng = np.random.default_rng(3)
     means = np.sort([values[rng.integers(num, size=num)].mean() for _ in range(40)])
