@@ -25,6 +25,7 @@ from stepalign.data.rows import (
 )
 from stepalign.support.config import require
 from stepalign.support.digests import file_digest
+from stepalign.support.errors import first_line
 from stepalign.support.hub import out_of_reach, reach_hub
 
 WITHOUT_PICK_A_PIC = (
@@ -126,7 +127,7 @@ def parquet_pairs(
     try:
         dataset, columns, _ = _built("parquet", split=split, streaming=streaming, **given)
     except Exception as error:  # exceptions of a dozen unrelated kinds
-        raise ValueError(f"data.pairs: {name} cannot be loaded, split {split!r}: {_first_line(error)}") from error
+        raise ValueError(f"data.pairs: {name} cannot be loaded, split {split!r}: {first_line(error)}") from error
     return Table(
         dataset,
         columns,
@@ -145,7 +146,7 @@ def saved_pairs(folder: Path, *, name: str, split: str, num_rows: int | None, al
     try:
         dataset = load_from_disk(str(folder))
     except Exception as error:  # exceptions of a dozen unrelated kinds
-        raise ValueError(f"data.pairs: {name} cannot be loaded: {_first_line(error)}") from error
+        raise ValueError(f"data.pairs: {name} cannot be loaded: {first_line(error)}") from error
     if isinstance(dataset, DatasetDict):
         require(split in dataset, "split", repr(split), f"one of {', '.join(map(repr, dataset))} for {name}")
         name, dataset = f"{name}, split {split}", dataset[split]
@@ -174,7 +175,7 @@ def hub_pairs(source: str, *, split: str, streaming: bool, num_rows: int | None,
         advice = _advice(repository, str(error))
         raise ValueError(
             f"data.pairs: {source!r} is no path on this machine, and as a hub dataset it cannot be loaded, split "
-            f"{split!r}: {out_of_reach() or _first_line(error)}{advice}"
+            f"{split!r}: {out_of_reach() or first_line(error)}{advice}"
         ) from error
     return Table(
         dataset,
@@ -228,7 +229,3 @@ def _advice(repository: str, error: str) -> str:
     if "scripts are no longer supported" in error:
         return f"; the hub may have converted it: try {repository}@refs/convert/parquet"
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -92,7 +92,7 @@ def write_results(
         "versions": versions(),
     }
     with replacing(folder / PARQUET) as temporary:
-        pq.write_table(pa.Table.from_pylist([_flat(row, columns, i) for i, row in enumerate(rows)]), temporary)
+        pq.write_table(pa.Table.from_pylist([_table_row(row, columns, i) for i, row in enumerate(rows)]), temporary)
     write_text(folder / SUMMARY, to_json(summary, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / EVALUATION, to_json(results, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / CARD, card(results))
@@ -130,7 +130,7 @@ def _public(value: Any) -> Any:
             return value
 
 
-def _flat(row: ImageRow, columns: dict[str, list[float]], index: int) -> dict[str, Any]:
+def _table_row(row: ImageRow, columns: dict[str, list[float]], index: int) -> dict[str, Any]:
     """One image as a row of the Parquet table."""
     return {**asdict(row), **{name: column[index] for name, column in columns.items()}}
 

@@ -11,7 +11,6 @@ from stepalign.data.manifest import EVALUATION, SCORES, ImageRow, ScoredRow, rea
 from stepalign.data.prompts_cut import count_cut
 from stepalign.evaluation.image_sets import SETS, ImageSets, measure_sets
 from stepalign.evaluation.result_card import WRONG, Scored, prompts_sha256, read_generation, write_results
-from stepalign.models.clip import first_line
 from stepalign.runs.checks import check_device, check_folder, check_scorers
 from stepalign.runs.scorer_names import load_scorer, scorer_entries
 from stepalign.scorers.load import score_images
@@ -20,6 +19,7 @@ from stepalign.scorers.style import style_of, wrong_prompts
 from stepalign.support.claim import locked
 from stepalign.support.config import require
 from stepalign.support.digests import ordered_files_digest, values_digest
+from stepalign.support.errors import first_line
 from stepalign.support.images import open_image
 from stepalign.support.parsing import parse_json, read_text
 from stepalign.support.stopping import check_stop, finishing

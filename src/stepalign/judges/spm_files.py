@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig
 
-from stepalign.models.clip import first_line, resolve_folder
+from stepalign.models.clip import resolve_folder
+from stepalign.support.errors import first_line
 from stepalign.support.files import replacing, write_text
 from stepalign.support.hub import not_on_hub, reach_hub, split_hub_file
 from stepalign.support.tensor_files import read_folder_tensors, read_tensors, weight_files

@@ -16,10 +16,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from stepalign.models.base import BaseModel
-from stepalign.models.clip import first_line
 from stepalign.models.lora_files import LORA_FILES, choose_lora, read_lora, settings_file
 from stepalign.models.lora_layouts import LoraUpdate, check_lora, lora_updates
 from stepalign.support.digests import file_digest, files_digest
+from stepalign.support.errors import first_line
 from stepalign.support.hub import is_hub_id, out_of_reach, reach_hub, split_hub_file
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, PreTrainedTokenizerBase
 
 from stepalign.core.choices import Preprocessing
+from stepalign.support.errors import first_line
 from stepalign.support.hub import ask_hub, not_on_hub
 from stepalign.support.tensor_files import variant_of
 
@@ -115,11 +116,6 @@ def load_clip(folder: Path) -> CLIPModel:
         if keys:
             raise ValueError(f"{folder} has {problem} {', '.join(sorted(keys))}")
     return model
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def check_tokenizer(tokenizer: CLIPTokenizer, num_embeddings: int, name: str) -> None:

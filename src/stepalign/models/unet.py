@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from stepalign.models.base import BaseModel
-from stepalign.models.clip import first_line
 from stepalign.models.quiet import quiet
+from stepalign.support.errors import first_line
 from stepalign.support.hub import check_folder, out_of_reach, reach_hub
 from stepalign.support.tensor_files import variant_of
 

@@ -22,7 +22,7 @@ from stepalign.judges.spm_files import RELEASED_TOKENIZER
 from stepalign.judges.step_aware import StepAwareJudge
 from stepalign.miniature import oracles, world
 from stepalign.models.base import BaseModel, text_readers
-from stepalign.models.clip import first_line, resolve_folder
+from stepalign.models.clip import resolve_folder
 from stepalign.models.identity import base_identity
 from stepalign.models.load import load
 from stepalign.models.policy import GuidedNetwork, LoraPolicy
@@ -37,6 +37,7 @@ from stepalign.sources.by_prompt import PromptSampling
 from stepalign.sources.load import load_source
 from stepalign.sources.prompt_order import PromptStream
 from stepalign.support.digests import Identity, network_identity, text_digest, values_digest
+from stepalign.support.errors import first_line
 from stepalign.support.parallel import processes
 from stepalign.training.trainer import Trainer
 from stepalign.training.updater import Updater

@@ -23,7 +23,7 @@ from stepalign.judges.pairs import FrozenBase, JudgeScorer
 from stepalign.judges.spm import StepAwarePreferenceModel
 from stepalign.miniature.preferences import WorldPairs
 from stepalign.models.base import BaseModel, text_readers
-from stepalign.models.clip import first_line, load_clip, resolve_folder
+from stepalign.models.clip import load_clip, resolve_folder
 from stepalign.models.identity import base_identity
 from stepalign.runs.assemble import base_model, guided_network, load_spm, pickscore, spm_identity
 from stepalign.runs.checks import check_base, check_folder
@@ -32,6 +32,7 @@ from stepalign.runs.recipes import MINIATURE
 from stepalign.scorers.image_metric import to_pil
 from stepalign.support.config import public_name
 from stepalign.support.digests import Identity, network_identity, values_digest
+from stepalign.support.errors import first_line
 from stepalign.support.parallel import processes
 from stepalign.support.prompt_text import weighting_note
 from stepalign.support.tensor_files import read_header, weight_files

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from stepalign.core.protocols import ScorerRecord
-from stepalign.models.clip import check_tokenizer, first_line, load_clip, num_cut, resolve_folder, tokenize
+from stepalign.models.clip import check_tokenizer, load_clip, num_cut, resolve_folder, tokenize
 from stepalign.scorers.record import scorer_record
 from stepalign.support.digests import network_identity
+from stepalign.support.errors import first_line
 from stepalign.support.tensor_files import weight_files
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")

@@ -16,13 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
-from stepalign.models.clip import first_line, num_cut, preprocess
+from stepalign.models.clip import num_cut, preprocess
 from stepalign.scorers.clip_features import IN_MEMORY, Source
 from stepalign.scorers.preparation import check_pairs, checked_scores, clip_pixels, describe_preparation
 from stepalign.scorers.record import precision_words, scorer_record
 from stepalign.scorers.score_head import ScoreHead
 from stepalign.scorers.weights import check_weights, weights_file
 from stepalign.support.digests import network_identity
+from stepalign.support.errors import first_line
 from stepalign.support.hub import ask_hub
 from stepalign.support.tensor_files import read_tensors
 

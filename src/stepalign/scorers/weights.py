@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from stepalign.models.clip import first_line
+from stepalign.support.errors import first_line
 from stepalign.support.hub import ask_hub, not_on_hub, split_hub_file
 from stepalign.support.parsing import parse_json, read_text
 from stepalign.support.tensor_files import variant_of

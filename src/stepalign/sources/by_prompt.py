@@ -50,7 +50,24 @@ Compare = Callable[[list[str], Conditioning, PromptNoise, Callable[[], None]], C
 """(prompts, their conditioning, their noise, called after each step) -> comparisons."""
 
 
-def collect_by_prompt(
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptSource:
+    """Collects comparisons along one trajectory per prompt of a round."""
+
+    sampling: PromptSampling
+    compare: Compare
+
+    @property
+    def digest(self) -> str:
+        """Of the prompts."""
+        return self.sampling.stream.digest
+
+    def collect(self, index: int, tick: Callable[[int, int], None]) -> Collected[StepComparisons]:
+        """This process's comparisons of round `index`, counted from 0."""
+        return _collect(self.sampling, index, tick, self.compare)
+
+
+def _collect(
     sampling: PromptSampling, index: int, tick: Callable[[int, int], None], compare: Compare
 ) -> Collected[StepComparisons]:
     """The comparisons of this process's share of the prompts of round `index`, those of one parent before those of two.

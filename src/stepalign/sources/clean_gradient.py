@@ -3,55 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stepalign.core.batch import Conditioning, StepComparisons
-from stepalign.core.experience import Collected
 from stepalign.core.protocols import Denoiser, DifferentiableJudge, Sampler
 from stepalign.core.sampling import times_at
 from stepalign.core.seeding import PromptNoise
 from stepalign.sources.branching import windows
-from stepalign.sources.by_prompt import Compared, PromptSampling, collect_by_prompt
+from stepalign.sources.by_prompt import Compared, PromptSampling, PromptSource
 from stepalign.sources.settings import Branching
 from stepalign.support.finite import check_finite, check_scores
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CleanGradientSource:
-    """Collects one comparison per step of a plain trajectory, along the gradient of the judge's score."""
+def clean_gradient_source(branching: Branching, sampling: PromptSampling, judge: DifferentiableJudge) -> PromptSource:
+    """The source of one comparison per step of a plain trajectory, along the gradient of the judge's score."""
 
-    branching: Branching
-    sampling: PromptSampling
-    judge: DifferentiableJudge
-
-    @property
-    def digest(self) -> str:
-        """Of the prompts."""
-        return self.sampling.stream.digest
-
-    def collect(self, index: int, tick: Callable[[int, int], None]) -> Collected[StepComparisons]:
-        """This process's comparisons of round `index`, counted from 0."""
-        return collect_by_prompt(self.sampling, index, tick, self._compare)
-
-    def _compare(
-        self, prompts: list[str], cond: Conditioning, noise: PromptNoise, on_step: Callable[[], None]
-    ) -> Compared:
+    def compare(prompts: list[str], cond: Conditioning, noise: PromptNoise, on_step: Callable[[], None]) -> Compared:
         comparisons, scores = gradient_rollout(
-            self.sampling.denoise,
-            self.sampling.sampler,
-            self.judge,
+            sampling.denoise,
+            sampling.sampler,
+            judge,
             cond=cond,
             prompts=prompts,
-            latent_shape=self.sampling.latent_shape,
+            latent_shape=sampling.latent_shape,
             noise=noise,
-            branching=self.branching,
+            branching=branching,
             on_step=on_step,
         )
-        times = self.sampling.sampler.times
+        times = sampling.sampler.times
         return Compared(
             [(step, step.noise.flatten(1).any(1)) for step in comparisons],
             {
@@ -60,6 +42,8 @@ class CleanGradientSource:
                 "judge_spread": [],
             },
         )
+
+    return PromptSource(sampling, compare)
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ from typing import assert_never
 from stepalign.core.batch import StepComparisons
 from stepalign.core.protocols import DifferentiableJudge, Source
 from stepalign.sources.by_prompt import PromptSampling
-from stepalign.sources.candidates import CandidateSource
-from stepalign.sources.clean_gradient import CleanGradientSource
+from stepalign.sources.candidates import candidate_source
+from stepalign.sources.clean_gradient import clean_gradient_source
 from stepalign.sources.settings import Branching, Candidates, CleanGradient, Sources
 
 
@@ -18,7 +18,7 @@ def load_source(
     """The source with these settings; only "clean-gradient" asks the judge for gradients."""
     match settings:
         case Candidates():
-            return CandidateSource(settings, branching, sampling, judge)
+            return candidate_source(settings, branching, sampling, judge)
         case CleanGradient():
-            return CleanGradientSource(branching, sampling, judge)
+            return clean_gradient_source(branching, sampling, judge)
     assert_never(settings)

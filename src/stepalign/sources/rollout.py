@@ -114,13 +114,14 @@ def _branch(
     """
     k, shape = branching.num_candidates, parents.x_t.shape[2:]
     trace, noises = [parents], []
+    deterministic = sampler.with_eta(0.0) if branching.inner_steps == "look-ahead" else None
     for index in range(length):
         at = trace[-1]
         assert at.prediction is not None
         step = torch.full((at.x_t.shape[0] * at.x_t.shape[1],), at.step, device=at.x_t.device)
         prediction, x_t = at.prediction.flatten(0, 1), at.x_t.flatten(0, 1)
-        if index and branching.inner_steps == "look-ahead":
-            x_prev = sampler.with_eta(0.0).transition(prediction, x_t, step).mean.unflatten(0, (-1, k))
+        if index and deterministic is not None:
+            x_prev = deterministic.transition(prediction, x_t, step).mean.unflatten(0, (-1, k))
         else:
             draws = noise.normal(k, *shape)
             noises.append(draws)

@@ -24,6 +24,8 @@ MARKERS = ("stepalign.json", "recipe.yaml", "generation.json")
 """Files that mark a directory as an output of stepalign; a traceback is written only there or in a temporary file."""
 LONGEST = 1200
 """Most characters of a message; a prompt or a list of tensors can have any length."""
+CAUSE = 200
+"""Characters of a cause in parentheses."""
 MEMORY_ADVICE = "free some, or use a machine with more of it"
 """Advice where a command has no settings that lower its use of memory."""
 OUT_OF_MEMORY = re.compile(
@@ -110,15 +112,15 @@ def _explain(error: BaseException, output: Path | None, again: str, memory_advic
         return f"stopped; {again}", 130
     for cause in _causes(error):  # also under a message about the file that was being read
         if _is_out_of_memory(cause):
-            return f"memory ran out ({_first_line(cause)}); try {memory_advice}", 1
+            return f"memory ran out ({first_line(cause)[:CAUSE]}); try {memory_advice}", 1
         if _is_disk_full(cause):
             return f"{_disk_full(cause, output)}; free some; {again}", 1
     if _lost_process(error):
-        return f"another process of this command ended ({_first_line(error)}); {again}", 1
+        return f"another process of this command ended ({first_line(error)[:CAUSE]}); {again}", 1
     if isinstance(error, RecursionError):
-        return f"a file is nested too deeply ({_first_line(error)})", 1
+        return f"a file is nested too deeply ({first_line(error)[:CAUSE]})", 1
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "requests", "urllib3"):
-        return f"the Hugging Face hub cannot be reached ({_first_line(error)})", 1
+        return f"the Hugging Face hub cannot be reached ({first_line(error)[:CAUSE]})", 1
     if isinstance(error, ValueError):
         return str(error), 1
     if isinstance(error, OSError):
@@ -167,8 +169,9 @@ def _disk_full(error: BaseException, output: Path | None) -> str:
     return f"cannot write {name or 'a file'}: no space left on the disk{free}"
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def _write_traceback(error: BaseException, output: Path | None) -> Path | None:

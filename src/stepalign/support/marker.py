@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 
 from stepalign.support.digests import Identity, values_digest
 from stepalign.support.files import write_text
-from stepalign.support.json_text import to_json
+from stepalign.support.json_text import flatten, to_json
 from stepalign.support.parsing import parse_json, read_text
 from stepalign.support.relative_paths import relative
 
@@ -131,8 +131,8 @@ def compare_settings(output: Path, owner: Owner, theirs: Marker, note: Note) -> 
     """
     here = str(output.resolve())
     there = theirs["directory"] or here
-    ours, usual = (_flat(json.loads(json.dumps(values))) for values in (owner.settings, owner.defaults))
-    kept = _flat(theirs["settings"])
+    ours, usual = (_dotted(json.loads(json.dumps(values))) for values in (owner.settings, owner.defaults))
+    kept = _dotted(theirs["settings"])
     unknown = [key for key in kept if key not in ours]
     if unknown:
         note(f"{output} is of another version: {', '.join(sorted(unknown))} of its {owner.noun} is ignored")
@@ -159,8 +159,5 @@ def _second_copy(output: Path, owner: Owner) -> Marker | None:
     return None
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        rows |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return rows
+def _dotted(values: dict[str, Any]) -> dict[str, Any]:
+    return {".".join(path): value for path, value in flatten(values).items()}

@@ -12,6 +12,7 @@ import numpy as np
 
 from stepalign.reports.page import decimals, difference_row, fixed, spread
 from stepalign.reports.sampling_record import sampling_of_generation, sampling_words
+from stepalign.support.json_text import flatten
 
 HALF_BINS = 12
 """Bars of a histogram on either side of 0, at most."""
@@ -119,7 +120,7 @@ def category_table(summary: dict[str, Any], pair: tuple[str, str], digits: dict[
 
 def generation_tables(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Generation settings: a row per setting, a cell per model; differing settings first."""
-    known = {model: _flat(values or {}) for model, values in summary["generation"].items()}
+    known = {model: _as_text(values or {}) for model, values in summary["generation"].items()}
     rows: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     for name in dict.fromkeys(name for values in known.values() for name in values):
         cells = [(model, values.get(name, "–"), "", "") for model, values in known.items()]
@@ -127,15 +128,12 @@ def generation_tables(summary: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     return rows
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def _as_text(values: dict[str, Any]) -> dict[str, str]:
     """Nested settings as text."""
-    rows: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            rows |= _flat(value, f"{prefix}{name} ".replace("_", " "))
-        else:
-            text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            rows[f"{prefix}{name}".replace("_", " ")] = text
+    rows = {}
+    for path, value in flatten(values).items():
+        text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        rows[" ".join(path).replace("_", " ")] = text
     return rows
 
 

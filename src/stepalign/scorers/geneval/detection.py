@@ -20,10 +20,11 @@ from torch import Tensor
 from transformers import Mask2FormerForUniversalSegmentation
 
 from stepalign.core.protocols import ScorerRecord
-from stepalign.models.clip import first_line, resolve_folder
+from stepalign.models.clip import resolve_folder
 from stepalign.scorers.geneval.rules import CLASSES, THRESHOLD, Box, Detection
 from stepalign.scorers.record import scorer_record
 from stepalign.support.digests import network_identity
+from stepalign.support.errors import first_line
 from stepalign.support.images import as_rgb
 from stepalign.support.tensor_files import variant_of, weight_files
 
