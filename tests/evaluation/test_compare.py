@@ -57,14 +57,14 @@ def test_images_are_averaged_within_their_prompt(tmp_path: Path) -> None:
     )
 
 
-def test_the_baseline_comes_first_in_every_pair_and_holm_counts_all_tests(tmp_path: Path) -> None:
-    found = compare_folders(three(tmp_path), names=["A", "B", "C"], baseline=1)
-    assert found.baseline == "B"
+def test_the_first_model_comes_first_in_every_pair_and_holm_counts_all_tests(tmp_path: Path) -> None:
+    found = compare_folders(three(tmp_path), names=["A", "B", "C"])
+    assert found.baseline == "A"
     assert [(row.scorer, row.base, row.other) for row in found.pairs] == [
-        (scorer, base, other) for base, other in (("B", "A"), ("B", "C"), ("A", "C")) for scorer in ("first", "second")
+        (scorer, base, other) for base, other in (("A", "B"), ("A", "C"), ("B", "C")) for scorer in ("first", "second")
     ]
     assert [row.p_holm for row in found.pairs] == holm([row.p_value for row in found.pairs])
-    assert found.pairs[0].difference == pytest.approx(-0.3125)
+    assert found.pairs[0].difference == pytest.approx(0.3125)
 
 
 def test_three_models_are_ranked(tmp_path: Path) -> None:

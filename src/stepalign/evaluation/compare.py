@@ -128,10 +128,9 @@ class Comparison:
         return values
 
 
-def compare_folders(
-    folders: list[Path], *, names: list[str] | None = None, baseline: int = 0, allow_outside: bool = False
-) -> Comparison:
-    """The comparison of evaluated folders, named by `names`, else by their evaluations or paths.
+def compare_folders(folders: list[Path], *, names: list[str] | None = None, allow_outside: bool = False) -> Comparison:
+    """The comparison of evaluated folders, named by `names`, else by their evaluations or paths; the first is the
+    baseline.
 
     Raises ValueError, with the first places and their number, when prompts, images or scores do not match, a score
     is not finite, or scorers of one name are not the same.
@@ -139,7 +138,6 @@ def compare_folders(
     require(len(folders) >= 2, "folders", len(folders), "at least two evaluated folders")
     paths = [folder.expanduser() for folder in folders]
     require(len({path.resolve() for path in paths}) == len(paths), "folders", list(map(str, paths)), "all different")
-    require(0 <= baseline < len(paths), "baseline", baseline, f"from 0 to {len(paths) - 1}")
     read = [read_folder(path, allow_outside=allow_outside) for path in paths]
     models = model_names(read, names)
     parts = dict(zip(models, read, strict=True))
@@ -156,12 +154,11 @@ def compare_folders(
     scores = {scorer: table for scorer, table in columns.items() if not is_diagnostic(scorer)}
     require(bool(scores), "scorers", list(records), "more than diagnostics with other prompts' texts")
     means = {scorer: np.array([cluster_means(row, clusters) for row in table]) for scorer, table in scores.items()}
-    order = [baseline, *(index for index in range(len(models)) if index != baseline)]
-    chosen = list(itertools.combinations(order, 2))
+    chosen = list(itertools.combinations(range(len(models)), 2))
     groups = categories(parts)
     return Comparison(
         models=models,
-        baseline=models[baseline],
+        baseline=models[0],
         folders={name: str(folder) for name, folder in zip(models, folders, strict=True)},
         generation={name: part.generation for name, part in parts.items()},
         num_prompts=len(numbers),
